@@ -1,0 +1,44 @@
+"""Channel pruning with Gated Batch Norm gates, usable without the rest of this distribution.
+
+    groups = gbn.trace(model, example_inputs)
+    plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.5)
+    small = gbn.prune(model, plan)
+    assert gbn.prove(model, plan, small, example_inputs).ok
+"""
+
+from gbn.cost import CostModel
+from gbn.errors import GbnError, PlanMismatch, ProofFailed, TraceError, UnreachableTarget
+from gbn.gates import Gates
+from gbn.groups import ChannelGroups, Group
+from gbn.plan import PlanSettings, plan, smallest
+from gbn.proof import Proof, gate_to_zero, prove
+from gbn.prune_plan import PrunePlan
+from gbn.rules import register_rule
+from gbn.scores import Scores, magnitude_scores
+from gbn.surgery import apply_plan, prune
+from gbn.trace import trace
+
+__all__ = [
+    "ChannelGroups",
+    "CostModel",
+    "Gates",
+    "GbnError",
+    "Group",
+    "PlanMismatch",
+    "PlanSettings",
+    "Proof",
+    "ProofFailed",
+    "PrunePlan",
+    "Scores",
+    "TraceError",
+    "UnreachableTarget",
+    "apply_plan",
+    "gate_to_zero",
+    "magnitude_scores",
+    "plan",
+    "prove",
+    "prune",
+    "register_rule",
+    "smallest",
+    "trace",
+]

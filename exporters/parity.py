@@ -1,0 +1,110 @@
+"""Does the ONNX file compute what the torch network computes?
+
+Enters: the network, a session and batches. Leaves: a `Parity`. Refused: a network in training
+mode, outputs of another number or shape, no batches.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from exporters.errors import ExportError
+from exporters.session import Array, Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far two computations of one network are apart.
+
+    max_abs_diff: the largest, over batches and outputs, of max |difference| / max |reference|,
+    so relative to the output's scale; infinite when an output is NaN or infinite on either side.
+    output_scale: the largest max |reference|. Zero means that nothing was proven.
+    batches: how many were compared.
+    """
+
+    max_abs_diff: float
+    tolerance: float
+    output_scale: float
+    batches: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within the tolerance, on outputs that are not all zero."""
+        return self.max_abs_diff <= self.tolerance and self.output_scale > 0
+
+
+def check_parity(
+    reference: Callable[[Tensor], object],
+    session: Session,
+    batches: Iterable[Tensor],
+    tolerance: float = 1e-4,
+) -> Parity:
+    """Run both on each (N, C, H, W) batch and compare all outputs in float64.
+
+    `reference` gives a tensor or a tuple, list or dict of tensors; a module is fed on its own
+    device. Raises ExportError when the two cannot be compared.
+    """
+    if isinstance(reference, nn.Module) and reference.training:
+        raise ExportError("the reference network is in training mode: call its eval() first")
+    worst, scale, count = 0.0, 0.0, 0
+    for batch in batches:
+        with torch.inference_mode():
+            expected = [_to_numpy(t) for t in _tensors(reference(_beside(reference, batch)))]
+        actual = session.run_batch(batch.detach().cpu().numpy())
+        _require_same_shapes(expected, actual, session)
+        for ours, theirs in zip(expected, actual, strict=True):
+            difference, output_scale = _relative_difference(ours, theirs)
+            worst, scale = max(worst, difference), max(scale, output_scale)
+        count += 1
+    if count == 0:
+        raise ExportError("parity cannot be checked: no batches were given")
+    return Parity(max_abs_diff=worst, tolerance=tolerance, output_scale=scale, batches=count)
+
+
+def _beside(reference: object, batch: Tensor) -> Tensor:
+    if not isinstance(reference, nn.Module):
+        return batch
+    parameter = next(reference.parameters(), None)
+    return batch if parameter is None else batch.to(parameter.device)
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, tuple | list):
+        for item in output:
+            yield from _tensors(item)
+    elif isinstance(output, dict):
+        yield from _tensors(list(output.values()))
+    else:
+        raise ExportError(f"the reference network gives a {type(output).__name__}, not tensors")
+
+
+def _to_numpy(tensor: Tensor) -> Array:
+    return tensor.detach().to("cpu", torch.float64).numpy()
+
+
+def _require_same_shapes(expected: list[Array], actual: list[Array], session: Session) -> None:
+    ours, theirs = [x.shape for x in expected], [x.shape for x in actual]
+    if ours != theirs:
+        raise ExportError(
+            f"the reference network gives {ours}, the ONNX file {theirs} "
+            f"({', '.join(session.output_names)}): they are not the same network"
+        )
+
+
+def _relative_difference(expected: Array, actual: Array) -> tuple[float, float]:
+    if expected.size == 0:
+        return 0.0, 0.0
+    found = actual.astype(np.float64)
+    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+        return math.inf, 0.0
+    scale = float(np.abs(expected).max())
+    difference = float(np.abs(expected.astype(np.float64) - found).max())
+    if difference == 0:
+        return 0.0, scale
+    return (difference / scale if scale > 0 else math.inf), scale

@@ -1,0 +1,21 @@
+"""Errors of the pruning library. Each message says what, where, the values, and the fix."""
+
+
+class GbnError(Exception):
+    """Base of every error that `gbn` raises for its caller's input."""
+
+
+class TraceError(GbnError):
+    """The model could not be run on the example inputs, or its channels could not be followed."""
+
+
+class UnreachableTarget(GbnError):
+    """No plan meets the target; the message states the smallest value that can be reached."""
+
+
+class PlanMismatch(GbnError):
+    """A plan was applied to a model whose tensors are not those it was made for."""
+
+
+class ProofFailed(GbnError):
+    """The physically smaller network does not compute what the gated one computes."""

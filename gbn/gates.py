@@ -1,0 +1,107 @@
+"""Gates: one trainable factor φ a channel, attached to a model and folded back exactly.
+
+A batch norm's gate starts at its γ, so that its output is φ·ẑ + (φ/γ)·β: at φ = 0 the channel is
+zero, β included, and |∂L/∂φ·φ| estimates the loss of removing it. A convolution or linear layer
+whose channels no batch norm zeroes carries the gate itself, starting at 1. γ, β and weights stay
+as they are: a gate multiplies them by φ/φ₀, which is exactly 1 when attached.
+
+Gates are parametrizations (`torch.nn.utils.parametrize`), so a module keeps its class, its forward
+and its subclasses' extras; attaching is undone by `Gates.fold()` or on leaving the `with` block.
+"""
+
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gbn.groups import ChannelGroups, GateSite
+from gbn.scores import Scores, atom_scores
+
+_TINY = 1e-6  # below this γ cannot serve as φ₀: β would be divided by it
+
+
+class ChannelGate(nn.Module):
+    """Multiplies a tensor along `dim` by φ/φ₀; siblings of one site share φ."""
+
+    def __init__(self, phi: nn.Parameter, start: Tensor, dim: int) -> None:
+        super().__init__()
+        self.phi = phi
+        self.dim = dim
+        self.register_buffer("inverse_start", start.reciprocal())
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Any shape whose size at `dim` is the number of gates."""
+        shape = [1] * tensor.ndim
+        shape[self.dim] = -1
+        return tensor * (self.phi * self.inverse_start).view(shape)
+
+
+class Gates:
+    """All gates of a model. Attach with `Gates(model, groups)`; `fold()` undoes it exactly.
+
+    Use as a context manager: leaving the block folds.
+    """
+
+    def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
+        self._groups = groups
+        self._modules: list[tuple[nn.Module, str]] = []
+        self._sums: dict[str, Tensor] = {}
+        self.phi: dict[str, nn.Parameter] = {}
+        try:
+            for site in groups.gates:
+                self._attach(model, site)
+        except BaseException:
+            self.fold()
+            raise
+
+    def _attach(self, model: nn.Module, site: GateSite) -> None:
+        reference = model.get_parameter(site.tensors[0][0]).detach()
+        size = reference.shape[site.tensors[0][1]]
+        start = torch.ones(size, dtype=reference.dtype, device=reference.device)
+        if site.is_norm:
+            start = torch.where(reference.abs() > _TINY, reference, start)
+        phi = nn.Parameter(start.clone())
+        for name, dim in site.tensors:
+            path, _, attribute = name.rpartition(".")
+            module = model.get_submodule(path)
+            parametrize.register_parametrization(module, attribute, ChannelGate(phi, start, dim))
+            self._modules.append((module, attribute))
+        self.phi[site.name] = phi
+        self._sums[site.name] = torch.zeros(size, dtype=torch.float64, device=phi.device)
+
+    def accumulate(self) -> None:
+        """Add |∂L/∂φ·φ| of the batch whose `backward()` just ran; call once a batch."""
+        with torch.no_grad():
+            for name, phi in self.phi.items():
+                if phi.grad is not None:
+                    self._sums[name] += (phi.grad * phi).abs()
+                    phi.grad = None
+
+    def penalty(self) -> Tensor:
+        """Σ|φ|, the sparsity term of the Tock phase before its factor λ."""
+        return torch.stack([phi.abs().sum() for phi in self.phi.values()]).sum()
+
+    def site_scores(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Accumulated Θ of each site's channels."""
+        return {name: total.cpu().numpy() for name, total in self._sums.items()}
+
+    def scores(self) -> Scores:
+        """Accumulated Θ of each atom, summed over its gates."""
+        return atom_scores(self._groups, self.site_scores(), "gate")
+
+    def fold(self) -> None:
+        """Write the gated values into the parameters and take the gates off."""
+        for module, attribute in self._modules:
+            parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
+        self._modules.clear()
+
+    def __enter__(self) -> "Gates":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.fold()

@@ -1,0 +1,153 @@
+"""ChannelGroups: which channels of which tensors live and go together.
+
+An *atom* is the smallest thing that can be removed: one channel of every tensor that it is tied
+to. A *dim* is one dimension of one or more tensors, as a table from positions to the atoms that
+each position depends on. A *group* is a set of atoms that belong to one width of the network, the
+unit in which people think and reports speak.
+
+What enters: the tracer's findings. What leaves: a frozen description that cost, planner and
+surgery share; it holds no module and no tensor.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dim:
+    """One dimension of size `size`; entry e says position `positions[e]` needs `atoms[e]`.
+
+    A position in no entry always survives. A position in several survives if all do.
+    """
+
+    size: int
+    positions: npt.NDArray[np.int64]
+    atoms: npt.NDArray[np.int64]
+
+    def kept(self, alive: Mask) -> npt.NDArray[np.int64]:
+        """Surviving positions, ascending. `alive`: (num_atoms,)."""
+        dead = np.zeros(self.size, dtype=np.bool_)
+        dead[self.positions[~alive[self.atoms]]] = True
+        return np.flatnonzero(~dead)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MacOp:
+    """`constant` MACs times the surviving size of each of `dims` (indices into the dims)."""
+
+    op: str
+    module: str
+    constant: int
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSite:
+    """Tensors (state-dict name, dim) that one vector of gates multiplies, one gate a channel.
+
+    Setting gate c to zero makes the site's output channel c zero, bias included.
+    """
+
+    name: str
+    tensors: tuple[tuple[str, int], ...]
+    dim: int
+    is_norm: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeBinding:
+    """An int that a module keeps beside its weights and that follows the width of a dim.
+
+    `attribute[index]` where the attribute is a tuple or list. `old` is its value before pruning.
+    """
+
+    module: str
+    attribute: str
+    index: int | None
+    old: int
+    dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """One width of the network: the output channels of `layers`, which live and go together.
+
+    `dim` is the widest of those outputs and stands for the group's size; `num_fixed` of its
+    positions can never be removed, `reason` says why.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    atoms: tuple[int, ...]
+    dim: int
+    size: int
+    num_fixed: int
+    reason: str | None
+
+    @property
+    def frozen(self) -> bool:
+        """No channel of this group can be removed."""
+        return not self.atoms
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGroups:
+    """The network as the planner and the surgeon see it. Made by `gbn.trace`."""
+
+    num_atoms: int
+    dims: tuple[Dim, ...]
+    tensors: dict[str, dict[int, int]]
+    shapes: dict[str, tuple[int, ...]]
+    parameters: tuple[str, ...]
+    groups: tuple[Group, ...]
+    mac_ops: tuple[MacOp, ...]
+    gates: tuple[GateSite, ...]
+    sizes: tuple[SizeBinding, ...]
+    unknown_ops: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    frozen_at: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, dims in self.tensors.items():
+            for dim, index in dims.items():
+                assert self.shapes[name][dim] == self.dims[index].size, (name, dim)
+        owners = [atom for group in self.groups for atom in group.atoms]
+        assert sorted(owners) == list(range(self.num_atoms)), "each atom is in exactly one group"
+
+    @cached_property
+    def incidence(self) -> csr_matrix:
+        """(total positions, num_atoms): which atoms each position of each dim depends on."""
+        offsets = self.offsets
+        rows = [dim.positions + start for dim, start in zip(self.dims, offsets, strict=False)]
+        cols = [dim.atoms for dim in self.dims]
+        row = np.concatenate([*rows, np.zeros(0, np.int64)])
+        col = np.concatenate([*cols, np.zeros(0, np.int64)])
+        shape = (int(offsets[-1]), self.num_atoms)
+        return csr_matrix((np.ones(len(row), np.float64), (row, col)), shape=shape)
+
+    @cached_property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """Start of each dim in the rows of `incidence`, and the total at the end."""
+        return np.cumsum([0, *(dim.size for dim in self.dims)])
+
+    @cached_property
+    def position_dim(self) -> npt.NDArray[np.int64]:
+        """(total positions,): the dim that each row of `incidence` belongs to."""
+        return np.repeat(np.arange(len(self.dims)), np.diff(self.offsets))
+
+    def counts(self, alive: Mask) -> npt.NDArray[np.int64]:
+        """Surviving size of each dim, shape (num_dims,). `alive`: (num_atoms,)."""
+        lost = self.incidence @ (~alive).astype(np.float64) > 0
+        return np.bincount(self.position_dim[~lost], minlength=len(self.dims))
+
+    def group_of_atom(self) -> npt.NDArray[np.int64]:
+        """(num_atoms,): index of the group that each atom belongs to."""
+        owner = np.zeros(self.num_atoms, dtype=np.int64)
+        for index, group in enumerate(self.groups):
+            owner[list(group.atoms)] = index
+        return owner

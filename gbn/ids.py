@@ -1,0 +1,257 @@
+"""Channel ids: the algebra below the tracer.
+
+What enters: while a model runs, every channel-carrying dimension of every tensor gets a table of
+ids (`Rows`, int64 of shape (k, n)): position p of a dimension of size n survives only if all k ids
+of column p survive. Almost always k is 1; k > 1 arises where one dimension is the product of
+several (attention's heads x dims, a grouped convolution's groups x members).
+
+What leaves: `IdSpace.resolve()` gives for every id the set of *atoms* (smallest things that can be
+removed alone) that it depends on, or a reason why it can never go.
+
+While tracing, facts are only appended; one connected-components call at the end unites them.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+Rows = npt.NDArray[np.int64]
+
+FIXED = 0  # the id of a position that can never be removed
+NONE = -1  # fills a column of `Rows` that has fewer conditions than its neighbours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Ids start .. start + size - 1, issued together for one dimension of one tensor."""
+
+    start: int
+    size: int
+    tensor: str | None  # state-dict name, or None for ids issued by an op
+    dim: int
+    origin: str  # the module path in which the ids were issued
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What every id came to after all facts were united.
+
+    `label[id]` is the class of an id; `frozen[class]` holds the reason of classes that stay;
+    `parts[class]` the atoms of a class that is a product of others. A class in neither is an atom.
+    """
+
+    label: npt.NDArray[np.int64]
+    frozen: dict[int, str]
+    parts: dict[int, frozenset[int]]
+
+    def atoms_of(self, label: int) -> frozenset[int]:
+        """The atoms that must all survive for this class to survive; empty if it cannot go."""
+        if label in self.frozen:
+            return frozenset()
+        if label not in self.parts:
+            return frozenset((label,))
+        return frozenset().union(*(self.atoms_of(part) for part in self.parts[label]))
+
+    def columns(self, rows: Rows) -> list[frozenset[int]]:
+        """Atoms of each position of a dimension, shape (n,)."""
+        known: dict[int, frozenset[int]] = {}
+        out = []
+        for column in rows.T:
+            atoms: frozenset[int] = frozenset()
+            for identity in column:
+                if identity > FIXED:
+                    label = int(self.label[identity])
+                    if label not in known:
+                        known[label] = self.atoms_of(label)
+                    atoms |= known[label]
+            out.append(atoms)
+        return out
+
+
+@dataclass
+class IdSpace:
+    """Collects facts about ids: which are the same channel, which stay, which are products."""
+
+    blocks: list[Block] = field(default_factory=list)
+    _by_start: dict[int, Block] = field(default_factory=dict)
+    _next: int = 1
+    _left: list[Rows] = field(default_factory=list)
+    _right: list[Rows] = field(default_factory=list)
+    _products: list[tuple[Rows, Rows]] = field(default_factory=list)
+    _frozen: list[tuple[Rows, str]] = field(default_factory=list)
+
+    def fresh(self, size: int, origin: str, tensor: str | None = None, dim: int = 0) -> Rows:
+        """Issue `size` new ids, shape (1, size)."""
+        block = Block(start=self._next, size=size, tensor=tensor, dim=dim, origin=origin)
+        self.blocks.append(block)
+        self._by_start[block.start] = block
+        self._next += size
+        return np.arange(block.start, block.start + size, dtype=np.int64)[None]
+
+    def block_start(self, rows: Rows) -> int | None:
+        """Start of the tensor's block that `rows` is, if it is one whole block of a tensor."""
+        start = int(rows[0, 0]) if rows.size else FIXED
+        block = self._by_start.get(start)
+        whole = block is not None and block.tensor is not None and rows.shape == (1, block.size)
+        return start if whole and int(rows[0, -1]) == start + rows.shape[1] - 1 else None
+
+    def tie(self, a: Rows, b: Rows, reason: str) -> None:
+        """Position p of `a` and position p of `b` are one channel: they live or go together.
+
+        `reason` is what freezes one side where the other is fixed.
+        """
+        if a is b or (a.shape == b.shape and np.array_equal(a, b)):
+            return
+        if a.shape[0] == 1 and b.shape[0] == 1:
+            self.freeze(b[a == FIXED][None], reason)
+            self.freeze(a[b == FIXED][None], reason)
+            free = (a != FIXED) & (b != FIXED)
+            self._left.append(a[free])
+            self._right.append(b[free])
+        else:
+            self._products.append((a, b))
+
+    def freeze(self, rows: Rows, reason: str) -> None:
+        """No position of `rows` may ever be removed."""
+        ids = rows[rows > FIXED]
+        if ids.size:
+            self._frozen.append((ids, reason))
+
+    def resolve(self) -> Resolution:
+        """Unite all facts.
+
+        Two products that stand for the same channels but have different factors cannot both be
+        kept rectangular. Then the smallest factor in dispute is frozen (two halves of a shuffle
+        rather than the channels in them), which is always right, and the rest is tried again.
+        """
+        while True:
+            label = self._components()
+            frozen = {int(label[i]): why for ids, why in reversed(self._frozen) for i in ids}
+            equations = _Equations(label, frozen)
+            if not any([equations.simplify(a, b) for a, b in self._products]):
+                for a, b in self._products:
+                    equations.define(a, b)
+                for a, b in self._products:
+                    equations.check(a, b)
+            for one, other in equations.unions:
+                self._left.append(one)
+                self._right.append(other)
+            if not equations.unions and equations.conflicts:
+                self._freeze_smallest(label, equations.conflicts)
+            elif not equations.unions:
+                return equations.now
+
+    def _freeze_smallest(self, label: npt.NDArray[np.int64], classes: set[int]) -> None:
+        disputed = np.isin(label, list(classes))
+        touched = [b for b in self.blocks if disputed[b.start : b.start + b.size].any()]
+        factors = [b for b in touched if b.tensor is None] or touched
+        size = min(b.size for b in factors)
+        reason = "its channels are reshaped in two ways that no common cut keeps rectangular"
+        for block in factors:
+            if block.size == size:
+                ids = np.arange(block.start, block.start + size, dtype=np.int64)
+                self._frozen.append((ids[disputed[ids]], reason))
+
+    def _components(self) -> npt.NDArray[np.int64]:
+        a = np.concatenate([*self._left, np.zeros(0, np.int64)])
+        b = np.concatenate([*self._right, np.zeros(0, np.int64)])
+        graph = coo_matrix((np.ones(len(a), np.bool_), (a, b)), shape=(self._next, self._next))
+        _, label = connected_components(graph, directed=False)
+        return np.asarray(label, dtype=np.int64)
+
+
+
+
+class _Equations:
+    """One pass over all products, noting what must be united or frozen before the next pass."""
+
+    def __init__(self, label: npt.NDArray[np.int64], frozen: dict[int, str]) -> None:
+        self.label = label
+        self.now = Resolution(label, frozen, {})
+        self.unions: list[npt.NDArray[np.int64]] = []
+        self.conflicts: set[int] = set()
+        self._stays = np.zeros(label.max() + 1, dtype=np.bool_)
+        self._stays[list(frozen)] = True
+        _, self._member = np.unique(label, return_index=True)
+        self._expanded: dict[int, frozenset[int]] = {}
+
+    def live(self, rows: Rows) -> Rows:
+        """Classes of ids, sorted in each column; NONE for what is no condition."""
+        label = np.where(rows > FIXED, self.label[np.maximum(rows, 0)], NONE)
+        label[(label >= 0) & self._stays[np.maximum(label, 0)]] = NONE
+        label = np.sort(label, axis=0)[::-1]
+        label[1:][label[1:] == label[:-1]] = NONE
+        return label
+
+    def simplify(self, left: Rows, right: Rows) -> bool:
+        """Where both sides have one class left, they are one. True if that said something new."""
+        a, b = self.live(left), self.live(right)
+        single = ((a != NONE).sum(0) == 1) & ((b != NONE).sum(0) == 1)
+        new = single & (a.max(0) != b.max(0))
+        if new.any():
+            pair = np.stack([a.max(0)[new], b.max(0)[new]])
+            self.unions.append(self._member[pair])
+        return bool(new.any())
+
+    def define(self, left: Rows, right: Rows) -> None:
+        """Where one plain class stands on a side, it is the product of the other side."""
+        a, b = self.live(left), self.live(right)
+        for single, others in ((a, b), (b, a)):
+            chosen = ((single != NONE).sum(0) == 1) & ((others != NONE).sum(0) > 1)
+            for column in np.unique(np.concatenate([single, others])[:, chosen], axis=1).T:
+                own = int(column[: len(single)].max())
+                rest = frozenset(int(x) for x in column[len(single) :] if x != NONE)
+                if own not in self.now.parts and own not in rest:
+                    self.now.parts[own] = rest
+
+    def check(self, left: Rows, right: Rows) -> None:
+        """Both sides must come to the same atoms; unite or dispute where they do not."""
+        a, b = self.live(left), self.live(right)
+        both, where = np.unique(np.concatenate([a, b]), axis=1, return_inverse=True)
+        expanded = [(self._expand(c[: len(a)]), self._expand(c[len(a) :])) for c in both.T]
+        if all(x == y for x, y in expanded):
+            return
+        prints = [_footprints([pair[side] for pair in expanded], where) for side in (0, 1)]
+        same = [
+            (prints[0][at], prints[1][at])
+            for at in prints[0].keys() & prints[1].keys()
+            if prints[0][at] != prints[1][at]
+        ]
+        if same:
+            self.unions.append(self._member[np.array(same, dtype=np.int64).T])
+        else:
+            self.conflicts |= {atom for x, y in expanded for atom in x ^ y}
+
+    def _expand(self, classes: Rows) -> frozenset[int]:
+        out: frozenset[int] = frozenset()
+        for own in classes:
+            if own != NONE:
+                out |= self._atoms(int(own), frozenset())
+        return out
+
+    def _atoms(self, own: int, seen: frozenset[int]) -> frozenset[int]:
+        if own in self.now.frozen:
+            return frozenset()
+        parts = self.now.parts.get(own)
+        if parts is None:
+            return frozenset((own,))
+        if own in seen:
+            del self.now.parts[own]  # defined by itself: treat it as an atom
+            return frozenset((own,))
+        if own not in self._expanded:
+            self._expanded[own] = frozenset().union(*(self._atoms(p, seen | {own}) for p in parts))
+        return self._expanded[own]
+
+
+def _footprints(
+    columns: list[frozenset[int]], where: npt.NDArray[np.intp]
+) -> dict[frozenset[int], int]:
+    """Positions at which an atom occurs -> that atom: equal footprints are equal factors."""
+    at: dict[int, set[int]] = {}
+    for position, column in enumerate(where.reshape(-1)):
+        for atom in columns[column]:
+            at.setdefault(atom, set()).add(position)
+    return {frozenset(positions): atom for atom, positions in at.items()}

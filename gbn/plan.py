@@ -1,0 +1,175 @@
+"""Scores and costs and targets -> PrunePlan. Pure: sees no module and no tensor.
+
+Atoms are removed in the order of score given up per unit of cost saved, with savings renewed as
+widths shrink (a channel of a layer whose neighbours are already thin saves less). It stops when
+the target is met; the last steps are chosen so as not to fall more than 2 % of the original cost
+below it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gbn.cost import CostModel, positions_lost
+from gbn.errors import UnreachableTarget
+from gbn.groups import ChannelGroups, Mask
+from gbn.prune_plan import PrunePlan
+from gbn.scores import Scores, Values
+
+_STEP = 0.004  # share of the original cost that is removed between renewals of the savings
+_SLACK = 0.02  # a plan falls at most this share of the original cost below its target
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings:
+    """Constraints on a plan.
+
+    `multiple`: widths are cut to multiples of this (1: any width). `auto` takes the largest of
+    8, 4, 2, 1 that is at most an eighth of the width: fine enough to choose by score, coarse
+    enough for vector units. `min_channels` and `min_share`: what each width keeps at least.
+    """
+
+    multiple: int | str = 1
+    min_channels: int = 1
+    min_share: float = 0.1
+
+
+def plan(
+    groups: ChannelGroups,
+    scores: Scores,
+    *,
+    flops: float | int | None = None,
+    params: float | int | None = None,
+    settings: PlanSettings | None = None,
+) -> PrunePlan:
+    """Choose what goes so that MACs and parameters are at or under their targets.
+
+    A target in (0, 1] is the share of the original that may stay (1.0: all), an int above 1 an
+    absolute number. Raises UnreachableTarget with the smallest reachable value, and ValueError for
+    a target that is not positive.
+    """
+    search = _Search(groups, scores, settings or PlanSettings())
+    for cost, target, unit in (
+        (CostModel.macs(groups), flops, "MACs"),
+        (CostModel.params(groups), params, "parameters"),
+    ):
+        if target is not None:
+            search.reduce(cost, _absolute(target, cost, unit), unit)
+    return PrunePlan.of(groups, search.alive)
+
+
+def smallest(groups: ChannelGroups, cost: CostModel, settings: PlanSettings) -> int:
+    """The least cost that any plan under these settings can reach."""
+    search = _Search(groups, Scores(np.ones(groups.num_atoms), "none"), settings)
+    search.exhaust()
+    return cost.total(search.alive)
+
+
+def _absolute(target: float, cost: CostModel, unit: str) -> int:
+    if target <= 0:
+        raise ValueError(f"a target of {target} {unit} is not positive")
+    whole = cost.total(np.ones(cost.groups.num_atoms, dtype=np.bool_))
+    # 1e-9: 0.6 * 10 must stay 6
+    return int(target * whole + 1e-9) if target <= 1 else int(target)
+
+
+class _Search:
+    """Atoms still alive, and the bundles that may go next."""
+
+    def __init__(self, groups: ChannelGroups, scores: Scores, settings: PlanSettings) -> None:
+        self.groups = groups
+        self.alive: Mask = np.ones(groups.num_atoms, dtype=np.bool_)
+        self._lost = positions_lost(groups, self.alive)
+        self._bundles = list(_bundles(groups, scores.values, settings))
+        self._open = np.ones(len(self._bundles), dtype=np.bool_)
+        self._scores = np.array([scores.values[b].sum() for b in self._bundles])
+        sizes = np.array([dim.size for dim in groups.dims], dtype=np.int64)
+        least = np.maximum(settings.min_channels, np.ceil(settings.min_share * sizes - 1e-9))
+        self._least = np.minimum(sizes, np.maximum(least, 1))
+
+    def reduce(self, cost: CostModel, target: int, unit: str) -> None:
+        """Remove bundles until the cost is at or under the target."""
+        whole = cost.total(np.ones_like(self.alive))
+        now = cost.total(self.alive)
+        while now > target:
+            step = max(min(_STEP * whole, (now - target) / 2), 1.0)
+            if not self._remove(cost, step, room=now - target + _SLACK * whole):
+                least = smallest_from(self, cost)
+                raise UnreachableTarget(
+                    f"the target of {target:,} {unit} cannot be reached: the smallest reachable is "
+                    f"{least:,} ({least / whole:.1%} of {whole:,}); widths keep at least "
+                    f"--min-channels, frozen groups keep all"
+                )
+            now = cost.total(self.alive)
+
+    def _remove(self, cost: CostModel, step: float, room: float) -> bool:
+        """Remove the cheapest bundles worth about `step`; none if nothing may go."""
+        per_atom = cost.saving(self.alive)
+        saving = np.array([per_atom[b].sum() for b in self._bundles])
+        useful = np.flatnonzero(self._open & (saving > 0))
+        order = useful[np.argsort(self._scores[useful] / saving[useful], kind="stable")]
+        fitting = order[saving[order] <= room]
+        saved = 0.0
+        for index in fitting if len(fitting) else order:
+            if self._take(int(index)):
+                saved += saving[index]
+                if saved >= step or not len(fitting):
+                    return True
+        return saved > 0
+
+    def _take(self, index: int) -> bool:
+        """Remove a bundle unless a width would fall below its least; then never try it again."""
+        self._open[index] = False
+        after = self.alive.copy()
+        after[self._bundles[index]] = False
+        touched = np.unique(self._lost[:, self._bundles[index]].nonzero()[0])
+        counts = self.groups.counts(after)
+        if (counts[touched] < self._least[touched]).any():
+            return False
+        self.alive = after
+        return True
+
+    def exhaust(self) -> None:
+        """Remove everything that may go."""
+        for index in np.flatnonzero(self._open):
+            self._take(int(index))
+
+
+def smallest_from(search: _Search, cost: CostModel) -> int:
+    """Least cost reachable from where the search stands."""
+    search.exhaust()
+    return cost.total(search.alive)
+
+
+def _bundles(
+    groups: ChannelGroups, scores: Values, settings: PlanSettings
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Atoms that go together so that widths stay multiples: lowest scores first.
+
+    Only atoms of one group that touch the same dims equally are interchangeable. The first bundle
+    takes the remainder, so that what is left is a multiple.
+    """
+    lost = positions_lost(groups, np.ones(groups.num_atoms, dtype=np.bool_)).tocsc()
+    for group in groups.groups:
+        alike: dict[bytes, list[int]] = {}
+        for atom in group.atoms:
+            column = slice(lost.indptr[atom], lost.indptr[atom + 1])
+            order = np.argsort(lost.indices[column])
+            key = lost.indices[column][order].tobytes() + lost.data[column][order].tobytes()
+            alike.setdefault(key, []).append(atom)
+        for members in alike.values():
+            atoms = np.array(sorted(members, key=lambda a: (scores[a], a)), dtype=np.int64)
+            multiple = _multiple(len(atoms), settings.multiple)
+            start = 0
+            while start < len(atoms):
+                end = start + ((len(atoms) - start) % multiple or multiple)
+                yield atoms[start:end]
+                start = end
+
+
+def _multiple(width: int, setting: int | str) -> int:
+    if isinstance(setting, int):
+        return setting
+    return next(m for m in (8, 4, 2, 1) if m * 8 <= width or m == 1)

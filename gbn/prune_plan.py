@@ -1,0 +1,168 @@
+"""PrunePlan: which channels of which tensor stay. The one thing that surgery needs.
+
+It is plain data, saved as JSON; applied to a fresh instance of the same class it gives the pruned
+shapes. It holds no score and no module.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gbn.errors import PlanMismatch
+from gbn.groups import ChannelGroups, Mask
+
+Kept = dict[str, dict[int, tuple[int, ...]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeChange:
+    """`attribute` (or its item `index`) of a module goes from `old` to `new`."""
+
+    module: str
+    attribute: str
+    index: int | None
+    old: int
+    new: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupWidth:
+    """A group's width before and after, for people."""
+
+    name: str
+    layers: tuple[str, ...]
+    size_before: int
+    size_after: int
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunePlan:
+    """`kept[name][dim]`: ascending positions that stay, for each tensor that shrinks.
+
+    `shapes`: the shapes it was made for. `gates`: tensors (name, dim) whose removed channels are
+    gated to zero in the network that the result must equal.
+    """
+
+    kept: Kept
+    shapes: dict[str, tuple[int, ...]]
+    gates: tuple[tuple[str, int], ...]
+    sizes: tuple[SizeChange, ...]
+    groups: tuple[GroupWidth, ...]
+
+    @classmethod
+    def of(cls, groups: ChannelGroups, alive: Mask) -> "PrunePlan":
+        """The plan that keeps these atoms, `alive`: (num_atoms,)."""
+        kept_dims = [dim.kept(alive) for dim in groups.dims]
+        kept: Kept = {}
+        for name, dims in groups.tensors.items():
+            for axis, index in dims.items():
+                if len(kept_dims[index]) < groups.dims[index].size:
+                    kept.setdefault(name, {})[axis] = tuple(kept_dims[index].tolist())
+        sizes = tuple(
+            SizeChange(
+                module=s.module, attribute=s.attribute, index=s.index, old=s.old,
+                new=len(kept_dims[s.dim]),
+            )
+            for s in groups.sizes
+            if len(kept_dims[s.dim]) != s.old
+        )
+        widths = tuple(
+            GroupWidth(
+                name=g.name, layers=g.layers, size_before=g.size, reason=g.reason,
+                size_after=g.size if g.dim < 0 else len(kept_dims[g.dim]),
+            )
+            for g in groups.groups
+        )
+        gates = tuple(pair for site in groups.gates for pair in site.tensors if pair[0] in kept)
+        shapes = {name: groups.shapes[name] for name in kept}
+        return cls(kept=kept, shapes=shapes, gates=gates, sizes=sizes, groups=widths)
+
+    def then(self, later: "PrunePlan") -> "PrunePlan":
+        """This plan followed by one made for its result, as one plan for the original."""
+        kept = {name: dict(dims) for name, dims in self.kept.items()}
+        shapes = dict(self.shapes)
+        for name, dims in later.kept.items():
+            shapes.setdefault(name, later.shapes[name])
+            for axis, positions in dims.items():
+                first = kept.setdefault(name, {}).get(axis)
+                kept[name][axis] = (
+                    positions if first is None else tuple(first[p] for p in positions)
+                )
+        old = {(s.module, s.attribute, s.index): s.old for s in self.sizes}
+        sizes = {(s.module, s.attribute, s.index): s for s in self.sizes}
+        for s in later.sizes:
+            key = (s.module, s.attribute, s.index)
+            sizes[key] = SizeChange(
+                module=s.module, attribute=s.attribute, index=s.index, old=old.get(key, s.old),
+                new=s.new,
+            )
+        return PrunePlan(
+            kept=kept, shapes=shapes, gates=tuple(dict.fromkeys(self.gates + later.gates)),
+            sizes=tuple(sizes.values()), groups=_joined_widths(self.groups, later.groups),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return {
+            "format": "gbn-plan-1",
+            "kept": {n: {str(d): list(k) for d, k in dims.items()} for n, dims in self.kept.items()},
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "gates": [list(gate) for gate in self.gates],
+            "sizes": [vars(size) for size in self.sizes],
+            "groups": [{**vars(g), "layers": list(g.layers)} for g in self.groups],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "PrunePlan":
+        """Inverse of `to_dict`; raises PlanMismatch for anything else."""
+        if data.get("format") != "gbn-plan-1":
+            raise PlanMismatch("not a plan of this library: 'format' is not 'gbn-plan-1'")
+        try:
+            return cls(
+                kept={
+                    name: {int(d): tuple(int(p) for p in k) for d, k in dims.items()}
+                    for name, dims in data["kept"].items()
+                },
+                shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+                gates=tuple((str(name), int(dim)) for name, dim in data["gates"]),
+                sizes=tuple(SizeChange(**size) for size in data["sizes"]),
+                groups=tuple(
+                    GroupWidth(**{**g, "layers": tuple(g["layers"])}) for g in data["groups"]
+                ),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PlanMismatch(f"the plan is damaged: {error}") from error
+
+    def save(self, path: Path | str) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1))
+
+    @classmethod
+    def load(cls, path: Path | str) -> "PrunePlan":
+        """Read what `save` wrote; raises PlanMismatch for anything else."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text()))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise PlanMismatch(f"{path} is not JSON: {error}") from error
+
+    def kept_array(self, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Kept positions of one dimension of a tensor."""
+        return np.array(self.kept[name][axis], dtype=np.int64)
+
+
+def _joined_widths(
+    first: tuple[GroupWidth, ...], later: tuple[GroupWidth, ...]
+) -> tuple[GroupWidth, ...]:
+    after = {group.name: group for group in later}
+    return tuple(
+        GroupWidth(
+            name=g.name, layers=g.layers, size_before=g.size_before, reason=g.reason,
+            size_after=after[g.name].size_after if g.name in after else g.size_after,
+        )
+        for g in first
+    )

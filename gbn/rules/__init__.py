@@ -1,0 +1,32 @@
+"""Rules of ATen ops, one room for each kind; importing this registers them all."""
+
+from gbn.rules import contract, elementwise, layout, reduce
+from gbn.rules.base import (
+    RULES,
+    Dead,
+    Facts,
+    Info,
+    MacRecord,
+    NormGate,
+    OpCall,
+    register_rule,
+    rule_of,
+    tensors_in,
+)
+
+__all__ = [
+    "RULES",
+    "Dead",
+    "Facts",
+    "Info",
+    "MacRecord",
+    "NormGate",
+    "OpCall",
+    "contract",
+    "elementwise",
+    "layout",
+    "reduce",
+    "register_rule",
+    "rule_of",
+    "tensors_in",
+]

@@ -1,0 +1,190 @@
+"""What a rule may know and do: the tracer's view of one executed ATen op.
+
+A rule is a function `rule(call: OpCall) -> None`. It reads the ids of the op's input tensors,
+states facts (tie, freeze, count MACs) and sets the ids of the outputs. An op without a rule
+freezes every channel that enters it.
+
+Besides ids, each tensor carries its *dead value*: what its removed channels would hold if every
+gate that the channel passes were zero. It is a number, or the set of gates (`Raw`) that would
+still have to be attached to make it zero, or None where it cannot be known. Removal is exact only
+where dead channels reach their consumer as zeros.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gbn.ids import FIXED, IdSpace, Rows
+
+Raw = frozenset[int]  # starts of the blocks of parameters that could be gated
+Dead = float | Raw | None
+
+
+@dataclass(frozen=True)
+class Info:
+    """Ids of a tensor by dimension (absent: size is fixed), and its dead value."""
+
+    ids: dict[int, Rows] = field(default_factory=dict)
+    dead: Dead = None
+
+
+@dataclass(frozen=True)
+class MacRecord:
+    """`constant` MACs for each combination of surviving positions of `rows`."""
+
+    op: str
+    module: str
+    constant: int
+    rows: tuple[Rows, ...]
+
+
+@dataclass(frozen=True)
+class NormGate:
+    """Blocks (weight, bias) of a batch norm: its γ and β are multiplied by one gate a channel."""
+
+    module: str
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A dimension with ids `joint` (one axis a factor) that was split into `factors`."""
+
+    joint: Rows
+    factors: tuple[Rows, ...]
+
+
+@dataclass
+class Facts:
+    """Everything that rules state, in the order of execution."""
+
+    space: IdSpace = field(default_factory=IdSpace)
+    macs: list[MacRecord] = field(default_factory=list)
+    required_gates: set[int] = field(default_factory=set)
+    norm_gates: list[NormGate] = field(default_factory=list)
+    produced: dict[int, str] = field(default_factory=dict)
+    splits: dict[int, Split] = field(default_factory=dict)
+    counted: list[tuple[str, Rows]] = field(default_factory=list)
+
+
+@dataclass
+class OpCall:
+    """One executed op: its tensors' ids are read and written here."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    module: str
+    facts: Facts
+    lookup: Callable[[Tensor], Info]
+    store: Callable[[Tensor, Info], None]
+
+    @property
+    def name(self) -> str:
+        """The op as PyTorch writes it, such as aten.add.Tensor."""
+        return str(self.func)
+
+    @property
+    def where(self) -> str:
+        """Op and module, for reasons."""
+        return f"{self.name} in {self.module or 'the model itself'}"
+
+    def arg(self, index: int, name: str, default: Any = None) -> Any:
+        """Argument by position or by name."""
+        if len(self.args) > index:
+            return self.args[index]
+        return self.kwargs.get(name, default)
+
+    def info(self, tensor: Any) -> Info:
+        """Ids of a tensor; no ids for anything else."""
+        return self.lookup(tensor) if isinstance(tensor, Tensor) else Info()
+
+    def inputs(self) -> Iterator[Tensor]:
+        """All tensors among the arguments, also inside lists."""
+        return tensors_in((self.args, self.kwargs))
+
+    def outputs(self) -> Iterator[Tensor]:
+        """All tensors that came out."""
+        return tensors_in(self.out)
+
+    def set(self, info: Info, out: Tensor | None = None) -> None:
+        """Set the ids of an output (default: the only one), dropping dims that do not fit."""
+        target = self.out if out is None else out
+        ids = {d: r for d, r in info.ids.items() if r.shape[1] == target.shape[d]}
+        self.store(target, Info(ids, info.dead))
+
+    def fresh(self, size: int) -> Rows:
+        """New ids issued by this op."""
+        return self.facts.space.fresh(size, self.module)
+
+    def tie(self, a: Rows, b: Rows) -> None:
+        """One channel, position by position."""
+        self.facts.space.tie(a, b, f"meets a tensor of fixed size at {self.where}")
+
+    def freeze(self, info: Info, dims: Iterable[int] | None = None, why: str = "") -> None:
+        """Channels that enter here on these dims (default: all) stay."""
+        reason = f"{why} ({self.where})" if why else f"no rule for {self.where}"
+        for dim in info.ids if dims is None else dims:
+            if dim in info.ids:
+                self.facts.space.freeze(info.ids[dim], reason)
+
+    def gate(self, dead: Dead) -> Dead:
+        """Demand the gates that make dead channels zero here; what the value then is."""
+        if isinstance(dead, frozenset):
+            self.facts.required_gates |= dead
+            return 0.0
+        return dead
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def fixed(size: int) -> Rows:
+    """Ids of a dimension that can never be removed."""
+    return np.full((1, size), FIXED, dtype=np.int64)
+
+
+def stack(parts: Iterable[Rows]) -> Rows:
+    """Rows that must all hold, shape (sum of k, n)."""
+    return np.concatenate(list(parts), axis=0)
+
+
+Rule = Callable[[OpCall], None]
+RULES: dict[Any, Rule] = {}
+
+
+def register_rule(*ops: Any) -> Callable[[Rule], Rule]:
+    """Make a function the rule of these ops (an `OpOverload` or a packet with all overloads).
+
+    >>> @register_rule(torch.ops.mylib.scaled_relu)
+    ... def _(call): call.set(call.info(call.args[0]))
+    """
+
+    def keep(rule: Rule) -> Rule:
+        for op in ops:
+            RULES[op] = rule
+        return rule
+
+    return keep
+
+
+def rule_of(func: Any) -> Rule | None:
+    """The rule of an op: of this overload, else of its packet, else None."""
+    return RULES.get(func) or RULES.get(getattr(func, "overloadpacket", None))
+
+
+aten = torch.ops.aten

@@ -1,0 +1,178 @@
+"""Elementwise ops: every output position depends on the inputs' values at that position alone.
+
+Tensors that meet position by position share their channels; a broadcast dimension has none.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gbn.ids import Rows
+from gbn.rules.base import Dead, Info, OpCall, Raw, aten, fixed, register_rule
+
+_PRODUCTS = {aten.mul, aten.mul_}
+_QUOTIENTS = {aten.div, aten.div_}
+
+
+def is_elementwise(func: Any) -> bool:
+    """PyTorch itself says so: the op carries the tag `pointwise`."""
+    return torch.Tag.pointwise in func.tags
+
+
+@register_rule(
+    # elementwise, but without the tag
+    aten.hardswish_, aten.hardswish, aten.hardtanh, aten.hardtanh_, aten.hardsigmoid_, aten.relu6_,
+    aten.elu_, aten.leaky_relu_, aten.celu_, aten.selu_, aten.threshold_, aten.softplus,
+    aten.log_sigmoid_forward, aten.rrelu_with_noise, aten.prelu, aten._prelu_kernel, aten.glu_jvp,
+    aten.masked_fill, aten.masked_fill_, aten.clamp_, aten.nan_to_num_, aten.mish_,
+)
+def elementwise(call: OpCall) -> None:
+    """Unite ids position by position, aligned from the last dimension."""
+    tensors = list(call.inputs())
+    for out in call.outputs():
+        ids = {dim: rows for dim in range(out.ndim) if (rows := _meet(call, tensors, out, dim))
+               is not None}
+        call.set(Info(ids, dead_value(call, tensors)), out)
+
+
+def _meet(call: OpCall, tensors: list[Tensor], out: Tensor, dim: int) -> Rows | None:
+    size = out.shape[dim]
+    found: Rows | None = None
+    meets_fixed = False
+    for tensor in tensors:
+        own = dim - (out.ndim - tensor.ndim)
+        if own < 0 or tensor.shape[own] != size:
+            continue  # broadcast here: says nothing about this dimension
+        rows = call.info(tensor).ids.get(own)
+        if rows is None:
+            meets_fixed = True
+        elif found is None:
+            found = rows
+        else:
+            call.tie(found, rows)
+            # a plain id names a channel more directly than a product of ids
+            found = min(found, rows, key=len)
+    if found is not None and meets_fixed and size > 1:
+        call.tie(found, fixed(size))
+    return found
+
+
+def dead_value(call: OpCall, tensors: list[Tensor]) -> Dead:
+    """Value of removed channels after the op, from their values before it."""
+    dead = [call.info(t).dead if t.ndim else _scalar(t) for t in tensors]
+    packet = call.func.overloadpacket
+    if packet in _PRODUCTS and len(dead) > 1:
+        return _product(dead)
+    if packet in _QUOTIENTS:
+        dead = dead[:1]
+        return dead[0] if dead[0] == 0.0 or isinstance(dead[0], frozenset) else None
+    if any(value is None for value in dead):
+        return None
+    numbers = [0.0 if isinstance(value, frozenset) else value for value in dead]
+    result = _apply(call, numbers)
+    raw: Raw = frozenset().union(*(value for value in dead if isinstance(value, frozenset)))
+    if not raw:
+        return result
+    if result == 0.0:
+        return raw
+    call.gate(raw)
+    return result
+
+
+def _scalar(tensor: Tensor) -> float | None:
+    return float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else None
+
+
+def _product(dead: list[Dead]) -> Dead:
+    if any(value == 0.0 for value in dead):
+        return 0.0
+    for value in dead:
+        if isinstance(value, frozenset):
+            return value
+    if any(value is None for value in dead):
+        return None
+    return functools.reduce(lambda a, b: a * b, [float(v) for v in dead])  # type: ignore[arg-type]
+
+
+def _apply(call: OpCall, numbers: list[Any]) -> float | None:
+    """Run the op itself on the numbers: its other arguments (slope, bounds) are what they are."""
+    values = iter(numbers)
+
+    def swap(arg: Any) -> Any:
+        if isinstance(arg, Tensor):
+            return torch.tensor([next(values)], dtype=torch.float64)
+        return type(arg)(swap(a) for a in arg) if isinstance(arg, tuple | list) else arg
+
+    args = swap(call.args)
+    kwargs = {key: swap(value) for key, value in call.kwargs.items()}
+    try:
+        result = call.func(*args, **kwargs)
+    except RuntimeError:
+        return None  # an op that refuses float64 scalars (bitwise, casts): not known
+    if not isinstance(result, Tensor) or result.is_complex():
+        return None
+    value = float(result)
+    return value if value == value else None
+
+
+@register_rule(
+    aten.clone, aten.detach, aten.alias, aten.contiguous, aten._to_copy, aten.lift_fresh,
+    aten.lift_fresh_copy, aten.dropout, aten.view_as_real, aten.positive,
+)
+def _same(call: OpCall) -> None:
+    call.set(call.info(call.args[0]))
+
+
+@register_rule(aten.copy_, aten.copy)
+def _copy(call: OpCall) -> None:
+    source, target = call.info(call.args[1]), call.info(call.args[0])
+    shift = call.args[0].ndim - call.args[1].ndim
+    for dim, rows in source.ids.items():
+        own = target.ids.get(dim + shift)
+        if own is not None:
+            call.tie(rows, own)
+        else:
+            call.freeze(source, [dim], "written into a tensor of fixed size")
+    for dim, rows in target.ids.items():
+        if dim - shift not in source.ids and call.args[0].shape[dim] > 1:
+            call.tie(rows, fixed(rows.shape[1]))
+    call.set(Info(target.ids, None))
+
+
+@register_rule(
+    aten.zeros, aten.ones, aten.full, aten.empty, aten.zeros_like, aten.ones_like, aten.full_like,
+    aten.new_zeros, aten.new_ones, aten.new_full, aten.scalar_tensor, aten.empty_like, aten.new_empty,
+    aten.fill,
+)
+def _constant(call: OpCall) -> None:
+    """The same value everywhere: any position may go, so each dimension gets ids of its own."""
+    ids = {d: call.fresh(n) for d, n in enumerate(call.out.shape) if n > 1}
+    first = call.out.reshape(-1)[:1] if call.out.numel() else None
+    known = first is not None and "empty" not in call.name and not first.is_complex()
+    call.set(Info(ids, float(first) if known and first is not None else None))
+
+
+@register_rule(aten.fill_, aten.zero_)
+def _overwrite(call: OpCall) -> None:
+    """Part of a constant gets another value: its positions are no longer alike."""
+    target = call.info(call.args[0])
+    if call.args[0]._is_view():
+        call.freeze(target, why="written into position by position")
+        call.set(Info(target.ids))
+    else:
+        _constant(call)
+
+
+@register_rule(aten.bernoulli, aten.rand, aten.randn, aten.rand_like, aten.randn_like,
+               aten.bernoulli_, aten.uniform_, aten.normal_)
+def _random(call: OpCall) -> None:
+    call.set(Info({d: call.fresh(n) for d, n in enumerate(call.out.shape) if n > 1}))
+
+
+@register_rule(aten.arange, aten.linspace, aten.eye, aten.sym_size, aten.randperm)
+def _positions(call: OpCall) -> None:
+    """Values depend on the position: nothing may be removed from them."""
+    for out in call.outputs():
+        call.store(out, Info())

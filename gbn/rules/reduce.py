@@ -1,0 +1,158 @@
+"""Norms, pools and reductions: values that are computed over part of a tensor.
+
+Over dimensions without channels they pass ids on. Over channels: a sum is exact (dead channels add
+zero); whatever depends on how many channels there are, or on statistics across them, freezes them.
+"""
+
+import re
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from gbn.ids import Rows
+from gbn.rules.base import Dead, Info, NormGate, OpCall, aten, fixed, register_rule
+
+
+@register_rule(
+    aten.native_batch_norm, aten._native_batch_norm_legit, aten.cudnn_batch_norm,
+    aten._native_batch_norm_legit_no_training, aten._batch_norm_no_update,
+    aten._batch_norm_with_update, aten.miopen_batch_norm, aten._native_batch_norm_legit_functional,
+)
+def _batch_norm(call: OpCall) -> None:
+    """Each channel alone. γ and β are its gate: both zero, and the channel is zero."""
+    x = call.args[0]
+    info = call.info(x)
+    ids = dict(info.ids)
+    blocks = []
+    for tensor in call.args[1:5]:
+        if not isinstance(tensor, Tensor):
+            continue
+        own = call.info(tensor).ids.get(0, fixed(tensor.shape[0]))
+        if 1 in ids:
+            call.tie(own, ids[1])
+        else:
+            call.tie(own, fixed(x.shape[1]))
+    affine = [t for t in call.args[1:3] if isinstance(t, Tensor)]
+    for tensor in affine:
+        start = call.facts.space.block_start(call.info(tensor).ids.get(0, fixed(1)))
+        blocks += [start] if start is not None else []
+    gated = len(blocks) == len(affine) == 2
+    if gated:
+        call.facts.norm_gates.append(NormGate(call.module, tuple(blocks)))
+    out = next(iter(call.outputs()))
+    call.set(Info(ids, 0.0 if gated else None), out)
+
+
+@register_rule(aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm)
+def _layer_norm(call: OpCall) -> None:
+    x, shape = call.args[0], call.args[1]
+    info = call.info(x)
+    dims = range(x.ndim - len(shape), x.ndim)
+    _normalised_over(call, info, dims)
+    for tensor in call.args[2:4]:
+        if isinstance(tensor, Tensor):
+            own = call.info(tensor)
+            for dim, rows in own.ids.items():
+                call.tie(rows, info.ids.get(dim + x.ndim - len(shape), fixed(rows.shape[1])))
+    call.set(Info(info.ids, None), next(iter(call.outputs())))
+
+
+@register_rule(aten.native_group_norm)
+def _group_norm(call: OpCall) -> None:
+    x, groups = call.args[0], call.args[6]
+    info = call.info(x)
+    if groups != x.shape[1]:
+        _normalised_over(call, info, [1])
+    for tensor in call.args[1:3]:
+        if isinstance(tensor, Tensor):
+            call.tie(call.info(tensor).ids.get(0, fixed(x.shape[1])),
+                     info.ids.get(1, fixed(x.shape[1])))
+    call.set(Info(info.ids, None), next(iter(call.outputs())))
+
+
+def _normalised_over(call: OpCall, info: Info, dims: Iterable[int]) -> None:
+    call.freeze(info, dims, "statistics are taken over channels")
+
+
+@register_rule(
+    aten.max_pool2d_with_indices, aten.max_pool3d_with_indices, aten.avg_pool1d, aten.avg_pool2d,
+    aten.avg_pool3d, aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.adaptive_avg_pool1d,
+    aten.adaptive_max_pool2d, aten.adaptive_max_pool3d, aten.upsample_nearest2d,
+    aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa,
+    aten._upsample_bicubic2d_aa, aten.upsample_nearest1d, aten.upsample_nearest3d,
+    aten.upsample_linear1d, aten.upsample_trilinear3d, aten._upsample_nearest_exact2d,
+    aten.reflection_pad1d, aten.reflection_pad2d, aten.reflection_pad3d, aten.replication_pad1d,
+    aten.replication_pad2d, aten.replication_pad3d, aten.max_pool2d,
+)
+def _spatial(call: OpCall) -> None:
+    """Each channel alone; dead zeros stay zeros (padding of a maximum is minus infinity)."""
+    x = call.args[0]
+    info = call.info(x)
+    spatial = range(x.ndim - _num_spatial(call), x.ndim)
+    call.freeze(info, spatial, "is pooled or resampled")
+    ids = {d: rows for d, rows in info.ids.items() if d not in spatial}
+    dead = info.dead
+    averages_padding = "avg_pool" in call.name and any(call.arg(3, "padding", ()) or ())
+    if averages_padding and not (dead == 0.0 or isinstance(dead, frozenset)):
+        dead = None
+    for out in call.outputs():
+        call.set(Info(ids, dead), out)
+
+
+def _num_spatial(call: OpCall) -> int:
+    """The digit before the d of the op's name: pool2d, pad3d, linear1d."""
+    digits = re.findall(r"(\d)d", call.name)
+    return int(digits[0]) if digits else call.args[0].ndim - 2
+
+
+@register_rule(
+    aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std,
+    aten.var_mean, aten.std_mean, aten.any, aten.all, aten.argmax, aten.argmin, aten.prod,
+    aten.linalg_vector_norm, aten.norm, aten.logsumexp, aten.count_nonzero,
+)
+def _reduction(call: OpCall) -> None:
+    x = call.args[0]
+    info = call.info(x)
+    dims = _reduced(call, x)
+    packet = call.func.overloadpacket
+    over = [d for d in dims if d in info.ids]
+    dead: Dead = info.dead
+    if over and packet in (aten.sum, aten.any):
+        if call.gate(dead) != 0.0:
+            call.freeze(info, over, "a removed channel would not add zero")
+        dead = 0.0 if isinstance(dead, frozenset) or dead == 0.0 else None
+    elif over:
+        call.freeze(info, over, "is reduced over channels")
+    elif packet not in (aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.any, aten.all):
+        dead = dead if dead == 0.0 or isinstance(dead, frozenset) else None
+    for out in call.outputs():
+        kept = out.ndim == x.ndim
+        left = [d for d in range(x.ndim) if d not in dims]
+        ids: dict[int, Rows] = {}
+        for new, d in enumerate(left):
+            if d in info.ids:
+                ids[d if kept else new] = info.ids[d]
+        call.set(Info(ids, dead), out)
+
+
+def _reduced(call: OpCall, x: Tensor) -> set[int]:
+    overload = call.func._schema
+    names = [argument.name for argument in overload.arguments]
+    if "dim" not in names:
+        return set(range(x.ndim))
+    chosen = call.arg(names.index("dim"), "dim")
+    if chosen is None or chosen == []:
+        return set(range(x.ndim))
+    return {d % x.ndim for d in ([chosen] if isinstance(chosen, int) else chosen)} if x.ndim else set()
+
+
+@register_rule(aten._softmax, aten._log_softmax, aten.cumsum, aten.sort, aten.topk)
+def _along(call: OpCall) -> None:
+    """Along one dimension: channels there stay, others pass with an unknown dead value."""
+    x = call.args[0]
+    info = call.info(x)
+    at = call.arg(2 if "topk" in call.name else 1, "dim", -1) % max(x.ndim, 1)
+    call.freeze(info, [at], "is normalised or ordered over channels")
+    ids = {d: rows for d, rows in info.ids.items() if d != at}
+    for out in call.outputs():
+        call.set(Info(ids, None), out)

@@ -1,0 +1,69 @@
+"""One score per atom: how much is lost if it goes.
+
+The gate score (GBN, You et al. 2019, equation 6) is Θ(φ) = Σ over batches |∂L/∂φ · φ|, a
+first-order Taylor estimate of the loss after setting gate φ to zero, summed over all gates of an
+atom. Scores of different layers compare directly, so pruning is global.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from gbn.errors import PlanMismatch
+from gbn.groups import ChannelGroups
+
+Values = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`values[a]` is the score of atom a; larger means more is lost. Never negative."""
+
+    values: Values
+    kind: str
+
+    def __post_init__(self) -> None:
+        if not np.isfinite(self.values).all():
+            raise ValueError(f"{self.kind} scores are not finite: the loss diverged while scoring")
+
+
+def atom_scores(
+    groups: ChannelGroups, per_site: Mapping[str, Values], kind: str, *, signed: bool = False
+) -> Scores:
+    """Sum channel scores of gate sites into their atoms.
+
+    `per_site`: site name -> (channels,). With `signed` the sum is taken before the absolute value.
+    """
+    total = np.zeros(groups.num_atoms)
+    for site in groups.gates:
+        dim = groups.dims[site.dim]
+        np.add.at(total, dim.atoms, per_site[site.name][dim.positions])
+    return Scores(np.abs(total) if signed else total, kind)
+
+
+def magnitude_scores(model: nn.Module, groups: ChannelGroups) -> Scores:
+    """L2 norm of everything that goes with an atom, each tensor relative to its own mean.
+
+    Needs no data. It ignores what the loss thinks, so prefer gate scores where data is at hand.
+    Raises PlanMismatch when `groups` was made for another model.
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    squares = np.zeros(groups.num_atoms)
+    for name in groups.parameters:
+        if name not in parameters:
+            raise PlanMismatch(f"the model has no parameter {name!r} that the groups speak of")
+        for axis, index in groups.tensors.get(name, {}).items():
+            dim = groups.dims[index]
+            energy = _energy(parameters[name], axis)
+            np.add.at(squares, dim.atoms, energy[dim.positions] / max(energy.mean(), 1e-30))
+    return Scores(np.sqrt(squares), "magnitude")
+
+
+def _energy(tensor: Tensor, axis: int) -> Values:
+    with torch.no_grad():
+        flat = tensor.detach().double().movedim(axis, 0).flatten(1)
+        return flat.square().mean(1).cpu().numpy() if flat.ndim > 1 else flat.square().numpy()

@@ -1,0 +1,191 @@
+"""The command line: parse, call, print.
+
+Enters: the arguments of `compress`. Leaves: the report and an exit code.
+Refused: whatever `config` refuses, in one line on standard error.
+Heavy packages are imported when a run begins, so that `--help` answers at once.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from click_default_group import DefaultGroup
+
+from pipeline.cli_errors import RunState, guarded, terminated_as_interrupted
+from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PROVIDERS
+from pipeline.config_file import DEFAULT_EPOCHS, build_config, read_config_file
+
+EXAMPLE = """\
+Example:
+  compress --target-flops 0.6 model.pt
+      keeps at most 60 % of the MACs and writes model-compressed/model.onnx
+  compress --target-flops 0.6 --data photos/ --max-accuracy-drop 0.5 model.pt
+      recovers accuracy on photos/train; fails if more than 0.5 points are lost
+"""
+
+EXIT_CODES = """\
+Exit codes: 0 all met, 2 usage, 10 FLOPs or params, 11 parity, 12 accuracy,
+  13 latency, 14 provider, 130 interrupted. A run goes on with --resume.
+"""
+
+
+HELP_COLUMN = 25
+
+
+class SectionedOption(click.Option):
+    """An option that the help lists under a heading."""
+
+    def __init__(self, *args: Any, section: str, **attrs: Any) -> None:
+        super().__init__(*args, **attrs)
+        self.section = section
+
+
+def _write_help(ctx: click.Context, command: click.Command, formatter: click.HelpFormatter) -> None:
+    formatter.write(f"Usage: {ctx.find_root().info_name} [OPTIONS] MODEL\n\n")
+    formatter.write(f"{command.help}\n\n{EXAMPLE}")
+    sections: dict[str, list[tuple[str, str]]] = {}
+    for param in command.get_params(ctx):
+        record = param.get_help_record(ctx)
+        if isinstance(param, click.Option) and record is not None:
+            # --help itself comes last, and belongs to the last section.
+            section = param.section if isinstance(param, SectionedOption) else list(sections)[-1]
+            sections.setdefault(section, []).append((record[0].ljust(HELP_COLUMN), record[1]))
+    for name, records in sections.items():
+        formatter.write(f"\n{name}\n")
+        with formatter.indentation():
+            formatter.write_dl(records)
+    formatter.write(f"\n{EXIT_CODES}")
+
+
+class SectionedCommand(click.Command):
+    """A command whose help leads with an example and lists its options in sections."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the whole help."""
+        _write_help(ctx, self, formatter)
+
+
+class CompressGroup(DefaultGroup):
+    """The group; its help is that of the main job, and no error leaves it as a traceback."""
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the main job's help."""
+        _write_help(ctx, self.commands[self.default_cmd_name], formatter)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Without any argument, help is what is wanted."""
+        rest: list[str] = super().parse_args(ctx, args or ["--help"])
+        return rest
+
+    def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> None:
+        """Run the command line and end the process with its exit code."""
+        state = RunState()
+        extra |= {"standalone_mode": False, "obj": state}
+        run: Callable[..., int | None] = super().main
+        sys.exit(guarded(lambda: run(args, prog_name or "compress", **extra) or 0, state))
+
+
+def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        ctx.default_map = read_config_file(path)
+
+
+EPOCHS_DEFAULT = f"Default: {DEFAULT_EPOCHS} with --data."
+FREEZE_HELP = "Modules that keep every channel; repeatable."
+AUGMENT = click.Choice(AUGMENTATIONS)
+AUGMENT_HELP = f"{', '.join(AUGMENTATIONS)}. Auto: standard for folders."
+PROVIDER = click.Choice(PROVIDERS)
+PROVIDER_HELP = f"{', '.join(PROVIDERS)}. Default: {PROVIDERS[0]}."
+CONFIG_FILE: dict[str, Any] = {
+    "type": click.Path(path_type=Path),
+    "is_eager": True,  # It sets the defaults of the others.
+    "expose_value": False,
+    "callback": _load_config,
+}
+
+
+def _option(section: str, *names: str, **attrs: Any) -> Callable[[Any], Any]:
+    return click.option(*names, cls=SectionedOption, section=section, **attrs)
+
+
+# Defaults are not click's: what is not given stays None, and `config` alone holds the defaults.
+OPTIONS = (
+    _option("Model", "--arch", metavar="WHERE:NAME", help="Builds the network of a state dict."),
+    _option("Model", "--input-size", metavar="C,H,W", help="Default: the model's own."),
+    _option("Model", "--trust-pickle", is_flag=True, help="Let a pickled model run its code."),
+    _option("Target", "--target-flops", metavar="KEEP", help="At most 0.6, 60% or 25M MACs."),
+    _option("Target", "--target-params", metavar="KEEP", help="The same for parameters."),
+    _option("Target", "--max-accuracy-drop", type=float, metavar="X", help="Points, e.g. 0.5."),
+    _option("Data", "--data", metavar="SOURCE", help="Image folders, FILE.npz or FILE.py:FACTORY."),
+    _option("Data", "--mean", metavar="X,Y,Z", help="Subtracted, one a channel."),
+    _option("Data", "--std", metavar="X,Y,Z", help="Divided by, one a channel."),
+    _option("Data", "--batch-size", type=int, metavar="N", help="Default: 128."),
+    _option("Data", "--workers", type=int, metavar="N", help="Decoding threads. Default: 2."),
+    _option("Data", "--augment", type=AUGMENT, metavar="HOW", help=AUGMENT_HELP),
+    _option("Recovery", "--epochs", type=int, metavar="N", help=f"In all. {EPOCHS_DEFAULT}"),
+    _option("Recovery", "--lr", type=float, metavar="X", help="Peak learning rate."),
+    _option("Recovery", "--no-distill", is_flag=True, help="Learn from the labels alone."),
+    _option("Recovery", "--seed", type=int, metavar="N", help="Default: 0."),
+    _option("Constraints", "--channel-multiple", metavar="auto|N", help="Widths are multiples."),
+    _option("Constraints", "--freeze", multiple=True, metavar="PATTERN", help=FREEZE_HELP),
+    _option("Constraints", "--min-channels", type=int, metavar="N", help="Fewest in a layer."),
+    _option("Deployment", "--provider", type=PROVIDER, metavar="NAME", help=PROVIDER_HELP),
+    _option("Deployment", "--opset", type=int, metavar="N", help=f"Default: {DEFAULT_OPSET}."),
+    _option("Run", "--out", metavar="DIR", help="Default: MODEL-compressed."),
+    _option("Run", "--resume", is_flag=True, help="Go on after the last finished stage."),
+    _option("Run", "--device", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N."),
+    _option("Run", "--config", metavar="FILE.toml", help="These options, by name.", **CONFIG_FILE),
+    _option("Run", "--dry-run", is_flag=True, help="Plan, and write nothing."),
+    _option("Run", "-v", "--verbose", is_flag=True, help="Details, and tracebacks of errors."),
+    _option("Run", "-q", "--quiet", is_flag=True, help="Only warnings and the result."),
+    _option("Run", "--json", is_flag=True, help="The report alone on standard output."),
+)
+
+
+def _with_options(command: Any) -> Any:
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command(
+    "prune",
+    cls=SectionedCommand,
+    help="Make a trained vision model a smaller, faster ONNX file that is proven right.",
+)
+@click.argument("model", required=False)
+@_with_options
+@click.pass_obj
+def prune(state: RunState, /, **options: Any) -> int:
+    """Prune, recover, export, verify; returns the exit code."""
+    state.verbose = bool(options["verbose"])
+    config = build_config({name: value for name, value in options.items() if value != ()})
+    state.out = config.out
+
+    from pipeline.console import RunConsole
+    from pipeline.report import summary_table
+    from pipeline.run import run_compress
+
+    console = RunConsole(verbosity=config.verbosity, json=config.json)
+    with terminated_as_interrupted(), _standard_output_kept(config.json):
+        report = run_compress(config, console)
+    if config.json:
+        click.echo(report.to_json())
+    else:
+        console.result(summary_table(report))
+    return report.exit_code
+
+
+@contextlib.contextmanager
+def _standard_output_kept(kept: bool) -> Iterator[None]:
+    # torch's exporter prints its progress to standard output.
+    with contextlib.redirect_stdout(sys.stderr) if kept else contextlib.nullcontext():
+        yield
+
+
+main = CompressGroup(name="compress", default="prune", no_args_is_help=False)
+main.add_command(prune)
+click.version_option(package_name="gbn-compress", prog_name="compress")(main)

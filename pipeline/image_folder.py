@@ -1,0 +1,214 @@
+"""Images in folders: DIR/train/CLASS/*.jpg and DIR/val/CLASS/*.jpg (or test/).
+
+What enters: a `DataRequest` whose source is a folder. What leaves: `StoredData`.
+Sets that fit into `MAX_CACHE_BYTES` are decoded once, up front, into memory; random parts for
+training are then taken from the middle of the resized image. Of larger sets every file is
+verified up front by Pillow (headers, and checksums where the format has them), and images are
+decoded as they are needed.
+Refused: missing or empty folders, fewer than two classes, classes that differ between the splits,
+images that cannot be read, and networks that take neither 1 nor 3 channels.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from pipeline.augment import flip, random_boxes, shift
+from pipeline.data_types import DataRequest
+from pipeline.errors import UsageError
+from pipeline.image_decode import (
+    MODES,
+    Pixels,
+    Target,
+    covering,
+    decode_all,
+    fitted,
+    image_sizes,
+    part,
+    to_tensor,
+)
+from pipeline.stored_data import StoredData, TensorSplit
+
+VAL_FOLDERS = ("val", "valid", "validation", "test")
+MAX_CACHE_BYTES = 4_000_000_000
+DEFAULT_THREADS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Files:
+    paths: list[Path]
+    labels: torch.Tensor
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSplit:
+    """A split that is decoded as it is needed; a `Split`.
+
+    shifted: augment by shifts, the images having the input size, not by random parts.
+    """
+
+    paths: list[Path]
+    labels: torch.Tensor
+    input_size: tuple[int, int, int]
+    threads: int
+    shifted: bool
+
+    def pixels(self, indices: torch.Tensor, rng: torch.Generator | None) -> torch.Tensor:
+        """See `Split`."""
+        channels, *_ = self.input_size
+        wanted = self.input_size[1:]
+        target = Target(inner=wanted, wanted=wanted)
+        boxes: list[list[float] | None] = [None] * len(indices)
+        if rng is not None and not self.shifted:
+            boxes = list(random_boxes(len(indices), rng).tolist())
+
+        def decode(index: int, box: list[float] | None) -> Pixels:
+            if box is None:
+                return fitted(self.paths[index], channels, target)
+            return part(self.paths[index], channels, box, wanted)
+
+        with ThreadPoolExecutor(self.threads) as pool:
+            images = to_tensor(list(pool.map(decode, indices.tolist(), boxes)))
+        if rng is None:
+            return images
+        return shift(flip(images, rng), rng) if self.shifted else flip(images, rng)
+
+
+def load_image_folder(request: DataRequest) -> StoredData:
+    """The data of `request.source`; UsageError for everything that is wrong with it."""
+    root = Path(request.source)
+    _check_request(request)
+    validation = _validation_folder(root)
+    train, val = _scan(root / "train"), _scan(validation)
+    _check_classes(root, train, val, validation.name)
+    wanted = request.input_size[1:]
+    exact = image_sizes(train.paths, request.workers or DEFAULT_THREADS) == {wanted}
+    inner = wanted if exact else covering(wanted)
+    num_values = len(train.paths) * inner[0] * inner[1] + len(val.paths) * wanted[0] * wanted[1]
+    cached = num_values * request.input_size[0] <= MAX_CACHE_BYTES
+    load = _in_memory if cached else _on_disk
+    augmented = request.augment != "none"
+    resize = "none" if exact else f"to cover {covering(wanted)}, centre crop {wanted}, bilinear"
+    return StoredData(
+        request=request,
+        train=load(train, request, inner, exact),
+        val=load(val, request, wanted, exact),
+        num_classes=len(train.class_names),
+        class_names=train.class_names,
+        mean=request.mean,
+        std=request.std,
+        augmented=augmented,
+        preprocessing={
+            "source": "image folder",
+            "validation": validation.name,
+            "channels": MODES[request.input_size[0]],
+            "resize": resize,
+            "augmentation": _augmentation(augmented, exact),
+            "decoded": "once, into memory" if cached else "as needed",
+            "scale": "pixels / 255",
+            "mean": request.mean,
+            "std": request.std,
+        },
+    )
+
+
+def _check_request(request: DataRequest) -> None:
+    if request.input_size[0] not in MODES:
+        raise UsageError(
+            f"--data {request.source}: images have 3 channels or 1, the model takes "
+            f"{request.input_size[0]}; use a .npz file or a loader factory"
+        )
+    if request.mean is None:
+        raise UsageError(
+            f"--data {request.source}: the model does not say how its inputs are normalised; "
+            "state --mean and --std, for pixels scaled to 0..1"
+        )
+
+
+def _augmentation(augmented: bool, exact: bool) -> str:
+    if not augmented:
+        return "none"
+    return "flip, shift by an eighth" if exact else "flip, resized random part"
+
+
+def _in_memory(
+    files: _Files, request: DataRequest, inner: tuple[int, int], exact: bool
+) -> TensorSplit:
+    channels, *_ = request.input_size
+    wanted = request.input_size[1:]
+    threads = request.workers or DEFAULT_THREADS
+    images = decode_all(files.paths, channels, Target(inner=inner, wanted=wanted), threads)
+    return TensorSplit(images=images, labels=files.labels, height_width=wanted, shifted=exact)
+
+
+def _on_disk(
+    files: _Files, request: DataRequest, _inner: tuple[int, int], exact: bool
+) -> FileSplit:
+    threads = request.workers or DEFAULT_THREADS
+    image_sizes(files.paths, threads, verify=True)
+    return FileSplit(
+        paths=files.paths,
+        labels=files.labels,
+        input_size=request.input_size,
+        threads=threads,
+        shifted=exact,
+    )
+
+
+def _validation_folder(root: Path) -> Path:
+    """DIR/val, or what else it may be called; the first of `VAL_FOLDERS` that is there."""
+    if not root.is_dir():
+        raise UsageError(f"--data {root}: no such folder")
+    there = sorted(child.name for child in root.iterdir() if child.is_dir())
+    has = f"it has {', '.join(there[:6]) or 'no folders'}"
+    if "train" not in there:
+        raise UsageError(f"--data {root}: has no folder train/; {has}")
+    for name in VAL_FOLDERS:
+        if name in there:
+            return root / name
+    raise UsageError(f"--data {root}: has no folder val/ or test/; {has}")
+
+
+def _scan(folder: Path) -> _Files:
+    """The images under each class folder, in the order of their names."""
+    classes = sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
+    )
+    if not classes:
+        raise UsageError(f"--data {folder}: has no class folders; it needs CLASS/IMAGE.jpg")
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(
+            Path(base, file)
+            for base, _, files in os.walk(folder / name, followlinks=True)
+            for file in files
+            if file.lower().endswith(IMG_EXTENSIONS)
+        )
+        if not found:
+            raise UsageError(f"--data {folder / name}: has no images ({', '.join(IMG_EXTENSIONS)})")
+        paths += found
+        labels += [label] * len(found)
+    return _Files(paths=paths, labels=torch.tensor(labels), class_names=tuple(classes))
+
+
+def _check_classes(root: Path, train: _Files, val: _Files, val_name: str) -> None:
+    if len(train.class_names) < 2:
+        raise UsageError(
+            f"--data {root}: train/ has one class ({train.class_names[0]}); it needs two or more"
+        )
+    differences = [
+        f"only in {name}/: {', '.join(sorted(own - other)[:5])}"
+        for name, own, other in (
+            ("train", set(train.class_names), set(val.class_names)),
+            (val_name, set(val.class_names), set(train.class_names)),
+        )
+        if own - other
+    ]
+    if differences:
+        raise UsageError(f"--data {root}: the class folders differ: {'; '.join(differences)}")

@@ -1,0 +1,177 @@
+"""Load the user's model, whatever kind of file it is in.
+
+What enters: a `ModelSource`. What leaves: a `LoadedModel` that has run once at its input size.
+Refused: what cannot be read safely, TorchScript and ONNX files, weights without or with the wrong
+architecture, and models whose input size is stated nowhere.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from pipeline.errors import UsageError, one_line
+from pipeline.importers.architectures import EXAMPLES, Architecture
+from pipeline.importers.callables import import_path
+from pipeline.importers.check import check_forward, num_outputs
+from pipeline.importers.detect import FileKind, detect_kind
+from pipeline.importers.exported import load_exported
+from pipeline.importers.preprocessing import InputConfig, input_config
+from pipeline.importers.safe_load import load_checkpoint
+from pipeline.importers.source import LoadedModel, ModelSource
+from pipeline.importers.state_dicts import Weights, arch_hint, fill, unwrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    module: nn.Module
+    how: str
+    notes: list[str] = field(default_factory=list)
+
+
+def load_model(source: ModelSource) -> LoadedModel:
+    """Load, convert and try out the model of `source`.
+
+    Raises UsageError for everything that is wrong with the file, the architecture or the size.
+    """
+    kind = detect_kind(source.path)
+    with import_path(*_code_folders(source)):
+        found = _find(source, kind)
+        notes = [*found.notes, *_convert(found.module)]
+        config = input_config(found.module, source.arch)
+        input_size = _input_size(source, config)
+        output = check_forward(found.module, input_size)
+    mean, std, origin = config.mean, config.std, config.origin
+    if mean is not None and len(mean) != input_size[0]:
+        notes.append(f"the {origin} normalises {len(mean)} channels, not {input_size[0]}: not used")
+        mean = std = origin = None
+    return LoadedModel(
+        module=found.module,
+        input_size=input_size,
+        num_outputs=num_outputs(output),
+        mean=mean,
+        std=std,
+        preprocessing_origin=origin if mean is not None else None,
+        sha256=_sha256(source.path),
+        description=f"{source.path.name}: {found.how}",
+        warnings=tuple(notes),
+    )
+
+
+def _code_folders(source: ModelSource) -> list[Path]:
+    """Where code that the user named may import from; none if no such code was named."""
+    folders = [source.path.parent] if source.trust_pickle else []
+    place = (source.arch or "").rpartition(":")[0]
+    if place.endswith(".py"):
+        folders.append(Path(place).parent)
+    named_code = source.trust_pickle or place not in ("", "timm", "torchvision")
+    return [*folders, Path.cwd()] if named_code else []
+
+
+def _find(source: ModelSource, kind: FileKind) -> _Found:
+    path = source.path
+    if kind is FileKind.ONNX:
+        raise UsageError(
+            f"{path}: not yet supported: an ONNX file as MODEL; give the PyTorch model that it "
+            "was exported from"
+        )
+    if kind is FileKind.TORCHSCRIPT:
+        raise UsageError(
+            f"{path}: not yet supported: a TorchScript file as MODEL; save the original module "
+            "with torch.save, or its state dict and give --arch"
+        )
+    if kind is FileKind.EXPORTED_PROGRAM:
+        return _Found(
+            module=load_exported(path, trust_pickle=source.trust_pickle),
+            how="exported program",
+            notes=[
+                "an exported program keeps the mode it was captured in: statistics of norms stay "
+                "as they are while it is trained",
+                *_unused_arch(source),
+            ],
+        )
+    if kind is FileKind.SAFETENSORS:
+        return _from_weights(source, _safetensors(path), [], None)
+    loaded = load_checkpoint(path, kind, trust_pickle=source.trust_pickle)
+    model, notes = unwrap(loaded, path)
+    if isinstance(model, nn.Module):
+        return _Found(
+            module=model,
+            how=f"whole module {type(model).__name__}",
+            notes=[*notes, *_unused_arch(source)],
+        )
+    return _from_weights(source, model, notes, arch_hint(loaded))
+
+
+def _unused_arch(source: ModelSource) -> list[str]:
+    if source.arch is None:
+        return []
+    return [f"--arch {source.arch} was not used to build it: the file holds the whole network"]
+
+
+def _safetensors(path: Path) -> Weights:
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise UsageError(
+            f"{path}: is a damaged safetensors file ({one_line(error)}); save or download it again"
+        ) from error
+
+
+def _from_weights(
+    source: ModelSource, weights: Weights, notes: list[str], hint: str | None
+) -> _Found:
+    if source.arch is None:
+        said = f"; the checkpoint calls its architecture {hint!r}" if hint else ""
+        raise UsageError(
+            f"{source.path}: holds a state dict ({len(weights)} tensors) without the network; "
+            f"give --arch {EXAMPLES}, as in --arch torchvision:NAME{said}"
+        )
+    architecture = Architecture(source.arch)
+    given: dict[str, object] = {}
+    if architecture.library == "timm" and source.input_size and source.input_size[0] != 3:
+        given["in_chans"] = source.input_size[0]
+    try:
+        module, fitted = fill(architecture, weights, **given)
+    except UsageError as error:
+        raise UsageError(f"{source.path}: {error}") from error
+    return _Found(
+        module=module,
+        how=f"state dict in {source.arch}",
+        notes=[*notes, *([fitted] if fitted else [])],
+    )
+
+
+def _convert(module: nn.Module) -> list[str]:
+    """To float32, eval mode and the CPU, in place; what that changed."""
+    kinds = {t.dtype for t in module.parameters() if t.is_floating_point()} - {torch.float32}
+    notes = [f"converted {str(kind).removeprefix('torch.')} weights to float32" for kind in kinds]
+    module.float().cpu().eval()
+    parameters = list(module.parameters())
+    if not parameters:
+        raise UsageError("the model has no parameters: nothing to prune or train")
+    frozen = sum(not parameter.requires_grad for parameter in parameters)
+    if frozen:
+        notes.append(
+            f"{frozen} of {len(parameters)} parameters are frozen in the file (requires_grad=False)"
+        )
+    return notes
+
+
+def _input_size(source: ModelSource, config: InputConfig) -> tuple[int, int, int]:
+    size = source.input_size or config.input_size
+    if size is None:
+        raise UsageError(
+            f"{source.path}: the model does not say its input size; state it as "
+            "channels,height,width: --input-size 3,224,224"
+        )
+    return size
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,195 @@
+"""From measurements to verdicts, an exit code, and `report.json`.
+
+Enters: `Measurements`. Leaves: a frozen `Report`.
+A check that nobody asked for is measured and shown, and cannot fail. One that was asked for, and
+the proofs of surgery and parity, must be measured: skipped, they fail like a miss.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.report.measurements import CHECKS, BeforeAfter, Difference, Measurements
+
+MET = "met"
+MISSED = "missed"
+SKIPPED = "skipped: "
+
+EXIT_CODES = {
+    "flops": 10,
+    "params": 10,
+    "surgery": 11,
+    "parity": 11,
+    "accuracy": 12,
+    "latency": 13,
+    "provider": 14,
+}
+
+# A difference of two decimal fractions is off by some 1e-14; one sample in a billion is 1e-7.
+_POINTS_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The content of `report.json`; sections that were not measured are None."""
+
+    target: dict[str, Any]
+    flops: dict[str, Any] | None
+    params: dict[str, Any] | None
+    size_bytes: dict[str, Any] | None
+    accuracy: dict[str, Any] | None
+    surgery: dict[str, Any] | None
+    parity: dict[str, Any] | None
+    latency: dict[str, Any] | None
+    groups: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+    environment: dict[str, Any]
+    verdict: dict[str, str]
+    exit_code: int
+
+    def to_json(self) -> str:
+        """Strict JSON, ending in a line break; numbers that are not finite become null."""
+        content = _finite({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+
+def build_report(measured: Measurements) -> Report:
+    """Judge the measurements. `exit_code` is that of the first failure in the order of CHECKS."""
+    verdict = {check: _verdict(check, measured) for check in CHECKS}
+    required = _required(measured)
+    failed = [
+        check
+        for check in CHECKS
+        if verdict[check] == MISSED or (verdict[check] != MET and check in required)
+    ]
+    flops = _counts(measured.flops)
+    if flops is not None:
+        flops["uncounted"] = dict(measured.uncounted_ops)
+    accuracy, latency = measured.accuracy, measured.latency
+    return Report(
+        target=_target_section(measured),
+        flops=flops,
+        params=_counts(measured.params),
+        size_bytes=dataclasses.asdict(measured.size_bytes) if measured.size_bytes else None,
+        accuracy=dataclasses.asdict(accuracy) if accuracy else None,
+        surgery=dataclasses.asdict(measured.surgery) if measured.surgery else None,
+        parity=dataclasses.asdict(measured.parity) if measured.parity else None,
+        latency=_latency_section(measured) if latency else None,
+        groups=[dict(group) for group in measured.groups],
+        stages=[dict(stage) for stage in measured.stages],
+        environment=dict(measured.environment),
+        verdict=verdict,
+        exit_code=EXIT_CODES[failed[0]] if failed else 0,
+    )
+
+
+def _required(measured: Measurements) -> set[str]:
+    asked = {
+        "flops": measured.target_flops,
+        "params": measured.target_params,
+        "accuracy": measured.max_accuracy_drop,
+        "latency": measured.min_speedup,
+    }
+    return {"surgery", "parity"} | {check for check, limit in asked.items() if limit is not None}
+
+
+def _verdict(check: str, measured: Measurements) -> str:
+    if check in measured.skipped:
+        return f"{SKIPPED}{measured.skipped[check]}"
+    holds = _CHECKERS[check](measured)
+    if holds is None:
+        return f"{SKIPPED}no target was asked"
+    return MET if holds else MISSED
+
+
+def _flops_hold(measured: Measurements) -> bool | None:
+    return _count_holds(measured.flops, measured.target_flops)
+
+
+def _params_hold(measured: Measurements) -> bool | None:
+    return _count_holds(measured.params, measured.target_params)
+
+
+def _count_holds(counts: BeforeAfter | None, limit: int | None) -> bool | None:
+    return None if counts is None or limit is None else counts.after <= limit
+
+
+def _difference_holds(difference: Difference | None) -> bool | None:
+    # Written so that NaN does not hold.
+    return None if difference is None else difference.max_abs_diff <= difference.tolerance
+
+
+def _surgery_holds(measured: Measurements) -> bool | None:
+    return _difference_holds(measured.surgery)
+
+
+def _parity_holds(measured: Measurements) -> bool | None:
+    return _difference_holds(measured.parity)
+
+
+def _accuracy_holds(measured: Measurements) -> bool | None:
+    if measured.accuracy is None or measured.max_accuracy_drop is None:
+        return None
+    return measured.accuracy.drop_points <= measured.max_accuracy_drop + _POINTS_ROUNDING
+
+
+def _latency_holds(measured: Measurements) -> bool | None:
+    if measured.latency is None or measured.min_speedup is None:
+        return None
+    return measured.latency.speedup_ci95[0] >= measured.min_speedup
+
+
+def _provider_holds(measured: Measurements) -> bool | None:
+    provider = measured.provider
+    return None if provider is None else provider.ran == (provider.requested,)
+
+
+_CHECKERS = {
+    "flops": _flops_hold,
+    "params": _params_hold,
+    "surgery": _surgery_holds,
+    "parity": _parity_holds,
+    "accuracy": _accuracy_holds,
+    "latency": _latency_holds,
+    "provider": _provider_holds,
+}
+
+
+def _counts(counts: BeforeAfter | None) -> dict[str, Any] | None:
+    return None if counts is None else dataclasses.asdict(counts) | {"kept": counts.kept}
+
+
+def _kept_limit(counts: BeforeAfter | None, limit: int | None) -> float | None:
+    return None if counts is None or limit is None else limit / counts.before
+
+
+def _target_section(measured: Measurements) -> dict[str, Any]:
+    return {
+        "flops_kept": _kept_limit(measured.flops, measured.target_flops),
+        "flops": measured.target_flops,
+        "params_kept": _kept_limit(measured.params, measured.target_params),
+        "params": measured.target_params,
+        "max_accuracy_drop_points": measured.max_accuracy_drop,
+        "latency_ms": None,
+        "min_speedup": measured.min_speedup,
+    }
+
+
+def _latency_section(measured: Measurements) -> dict[str, Any]:
+    assert measured.latency is not None
+    section = dataclasses.asdict(measured.latency)
+    median, interval = section.pop("speedup_median"), section.pop("speedup_ci95")
+    return section | {"speedup": {"median": median, "ci95": list(interval)}}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,111 @@
+"""How a report's numbers are written for people.
+
+Enters: numbers. Leaves: short text with a unit.
+"""
+
+from typing import Any
+
+from pipeline.report.build import MET, MISSED, Report
+
+NOT_MEASURED = "-"
+
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def digits(value: float) -> str:
+    """Three significant digits: 4 -> "4.00", 270 -> "270"."""
+    return f"{value:#.3g}".rstrip(".")
+
+
+def count(value: float, unit: str) -> str:
+    """1234567 -> "1.23 MB" for the unit "B"; below 1000 the whole number."""
+    for step, prefix in _STEPS:
+        # 999 600 is 1.00 M and not 1000 k: compare after rounding to three digits.
+        if float(f"{value:.3g}") >= step:
+            return f"{digits(value / step)} {prefix}{unit}"
+    return f"{value:.0f} {unit}".rstrip()
+
+
+def size(size_bytes: int) -> str:
+    """Decimal megabytes, as file managers and networks count."""
+    return count(size_bytes, "B")
+
+
+def percent(share: float) -> str:
+    """0.6 -> "60.0 %"."""
+    return f"{100 * share:.1f} %"
+
+
+def rows(report: Report) -> list[tuple[str, str, str, str]]:
+    """(what, before, after, kept or change) for each measured quantity."""
+    table: list[tuple[str, str, str, str]] = []
+    for what, section, unit in (
+        ("FLOPs (MACs)", report.flops, ""),
+        ("Parameters", report.params, ""),
+        ("File size", report.size_bytes, "B"),
+    ):
+        if section is not None:
+            before, after = section["before"], section["after"]
+            table.append((what, count(before, unit), count(after, unit), percent(after / before)))
+    if report.accuracy is not None:
+        table.append(_accuracy_row(report.accuracy))
+    if report.latency is not None:
+        table.extend(_latency_rows(report.latency))
+    return table
+
+
+def _accuracy_row(accuracy: dict[str, Any]) -> tuple[str, str, str, str]:
+    before, after = accuracy["before"], accuracy["after"]
+    return (
+        f"{accuracy['metric']} (n={accuracy['samples']})",
+        f"{100 * before:.2f} %",
+        f"{100 * after:.2f} %",
+        f"{100 * (after - before):+.2f} points",
+    )
+
+
+def _latency_rows(latency: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    before, after = latency["before"], latency["after"]
+    what = f"{latency['provider']}, batch {latency['batch']}"
+    rounds = f"n={before['n']}" if before["n"] == after["n"] else f"n={before['n']}, {after['n']}"
+    return [
+        (
+            f"Latency {name}",
+            f"{digits(before[key])} ms",
+            f"{digits(after[key])} ms",
+            speedup(latency) if key == "p50_ms" else (what if key == "p90_ms" else rounds),
+        )
+        for name, key in (("p50", "p50_ms"), ("p90", "p90_ms"), ("p99", "p99_ms"))
+    ]
+
+
+def speedup(latency: dict[str, Any]) -> str:
+    """ "1.35x [1.30, 1.41]", and in words where that is no speed-up."""
+    low, high = latency["speedup"]["ci95"]
+    text = f"{latency['speedup']['median']:.2f}x [{low:.2f}, {high:.2f}]"
+    if high < 1:
+        return f"{text} slower"
+    return text if low > 1 else f"{text} no clear change"
+
+
+def proofs(report: Report) -> list[tuple[str, str]]:
+    """(what, difference and tolerance) of surgery and parity, where they were measured."""
+    return [
+        (what, f"max |diff| {section['max_abs_diff']:.2e}, allowed {section['tolerance']:.0e}")
+        for what, section in (
+            ("Surgery: gated = smaller network", report.surgery),
+            ("Parity: PyTorch = onnxruntime", report.parity),
+        )
+        if section is not None
+    ]
+
+
+def headline(report: Report) -> str:
+    """The outcome in one line."""
+    missed = [check for check, verdict in report.verdict.items() if verdict == MISSED]
+    if missed:
+        return f"missed: {', '.join(missed)} (exit code {report.exit_code})"
+    if report.exit_code:
+        return f"not proven: a check that is needed was skipped (exit code {report.exit_code})"
+    met = [check for check, verdict in report.verdict.items() if verdict == MET]
+    return f"all met: {', '.join(met)}" if met else "nothing was checked"

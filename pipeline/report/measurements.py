@@ -1,0 +1,131 @@
+"""What the stages measured, as plain values: the only thing that a report is made of.
+
+Enters: counts, fractions, times. Leaves: frozen dataclasses.
+Refused, with `ValueError`: a measurement that is neither there nor excused, since the code that
+made it is wrong and not the user.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+CHECKS = ("flops", "params", "surgery", "parity", "accuracy", "latency", "provider")
+"""Every check of a run, in the order in which the first failure gives the exit code."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeAfter:
+    """A count on the two exported graphs: MACs, parameters or bytes."""
+
+    before: int
+    after: int
+
+    def __post_init__(self) -> None:
+        if self.before <= 0 or self.after < 0:
+            raise ValueError(f"counts {self.before} before and {self.after} after: nothing counted")
+
+    @property
+    def kept(self) -> float:
+        """The share that remains."""
+        return self.after / self.before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Fractions in [0, 1], of the two ONNX files on the same samples."""
+
+    metric: str
+    samples: int
+    before: float
+    after: float
+
+    @property
+    def drop_points(self) -> float:
+        """Accuracy lost, in points; below 0 where it was gained."""
+        return (self.before - self.after) * 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Largest absolute difference of two networks' outputs, and what is allowed."""
+
+    max_abs_diff: float
+    tolerance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencySummary:
+    """Times of one model over `n` runs, in milliseconds."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    n: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency:
+    """Both models, timed in turns; `speedup` is before/after, median of the pairs."""
+
+    provider: str
+    batch: int
+    before: LatencySummary
+    after: LatencySummary
+    speedup_median: float
+    speedup_ci95: tuple[float, float]
+    """Low and high end of the median's 95 % interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """Which execution provider was asked for, and which ones did the work."""
+
+    requested: str
+    ran: tuple[str, ...]
+    """Those that ran convolutions, linear layers or matrix products; not shape arithmetic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """All that a report says; what is None has its reason in `skipped`."""
+
+    flops: BeforeAfter | None
+    """MACs at batch 1."""
+    params: BeforeAfter | None
+    size_bytes: BeforeAfter | None
+    accuracy: Accuracy | None
+    surgery: Difference | None
+    """Gated-to-zero network against the physically smaller one."""
+    parity: Difference | None
+    """PyTorch against onnxruntime."""
+    latency: Latency | None
+    provider: Provider | None
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    """Check -> why it was not measured."""
+    target_flops: int | None = None
+    """MACs that may remain, where that was asked."""
+    target_params: int | None = None
+    """Parameters that may remain, where that was asked."""
+    max_accuracy_drop: float | None = None
+    """Points that may be lost, where that was asked."""
+    min_speedup: float | None = None
+    """Speed-up whose whole interval must be reached, where that was asked."""
+    uncounted_ops: Mapping[str, int] = field(default_factory=dict)
+    """Op type -> how many nodes the MAC count leaves out."""
+    groups: Sequence[Mapping[str, Any]] = ()
+    """One {name, size_before, size_after, layers, frozen, reason} for each channel group."""
+    stages: Sequence[Mapping[str, Any]] = ()
+    """One {name, seconds, ...} for each stage."""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    """From `environment()`."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.skipped) - set(CHECKS)
+        if unknown:
+            raise ValueError(f"skipped names no check: {sorted(unknown)}; checks are {CHECKS}")
+        unexcused = [c for c in CHECKS if getattr(self, c) is None and not self.skipped.get(c)]
+        if unexcused:
+            raise ValueError(f"neither measured nor skipped with a reason: {unexcused}")
+        both = [c for c in self.skipped if getattr(self, c) is not None]
+        if both:
+            raise ValueError(f"both measured and skipped: {both}")

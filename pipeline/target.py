@@ -1,0 +1,94 @@
+"""What a cost target means.
+
+Enters: the text of `--target-flops` or `--target-params`.
+Leaves: a `Target`, which gives the allowed count for a baseline.
+Refused, with `UsageError`: shares outside (0, 1], counts without a unit, anything unreadable.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+from pipeline.errors import UsageError
+
+_UNITS = {
+    "": Fraction(1),
+    "%": Fraction(1, 100),
+    "k": Fraction(10**3),
+    "m": Fraction(10**6),
+    "g": Fraction(10**9),
+    "t": Fraction(10**12),
+}
+_PREFIXES = ((10**9, "G"), (10**6, "M"), (10**3, "k"))
+_TARGET = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>[kmgt%]?)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What may remain of a cost: a share of the baseline, or an absolute count.
+
+    Exactly one of the two is set. `share` is exact, so that 0.29 of 100 is 29 and not 28.
+    """
+
+    share: Fraction | None = None
+    """Largest share of the baseline that may remain, in (0, 1]."""
+    count: int | None = None
+    """Largest count that may remain (MACs or parameters), at least 1."""
+
+    def __post_init__(self) -> None:
+        if (self.share is None) == (self.count is None):
+            raise UsageError("a target is either a share or a count: give one of them")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise UsageError(f"a target's share lies in (0, 1], {self.share} does not")
+        if self.count is not None and self.count < 1:
+            raise UsageError(f"a target's count is at least 1, {self.count} is not")
+
+    @classmethod
+    def parse(cls, text: str, what: str) -> "Target":
+        """Read "0.6" or "60%" (keep at most 60 %), or "25M", "1.8G", "300k" (absolute).
+
+        `what` names the option in messages. Raises UsageError for anything else, also for a bare
+        number above 1, which could mean per cent, a speed-up or a count.
+        """
+        forms = "give the share to keep, 0.6 or 60%, or a count with a unit, 300k, 25M or 1.8G"
+        match = _TARGET.fullmatch(text.strip())
+        if match is None:
+            raise UsageError(f"{what}: cannot read {text!r}: {forms}")
+        number, unit = Fraction(match["number"]), match["unit"].lower()
+        is_share = unit in ("", "%")
+        value = number * _UNITS[unit]
+        if value == 0 or (not is_share and value < 1):
+            raise UsageError(f"{what}: {text!r} keeps nothing: {forms}")
+        if is_share and value > 1:
+            hint = "a share is at most 100%" if unit else "did you mean 0.6 or 25M?"
+            raise UsageError(f"{what}: {text!r} is above 1: {hint} ({forms})")
+        return cls(share=value) if is_share else cls(count=math.floor(value))
+
+    def absolute(self, baseline: int) -> int:
+        """The largest count that meets the target, rounded down; `baseline` in the same unit."""
+        if self.count is not None:
+            return self.count
+        assert self.share is not None
+        return math.floor(self.share * baseline)
+
+    def fraction(self, baseline: int) -> float:
+        """The target as a share of `baseline`; above 1 where the baseline is already below it."""
+        if baseline <= 0:
+            raise UsageError("a baseline of 0 has no share: nothing in the model was counted")
+        return float(self.share) if self.share is not None else self.absolute(baseline) / baseline
+
+    def describe(self, baseline: int, unit: str) -> str:
+        """ "keep 60.0 % = 24.6 of 41.0 MFLOPs (remove 40.0 %)" for a baseline in `unit` "FLOPs".
+
+        Both shares are said, since tools disagree on which one a target means.
+        """
+        kept, allowed = self.fraction(baseline), self.absolute(baseline)
+        step, prefix = next(
+            ((step, prefix) for step, prefix in _PREFIXES if baseline >= step), (1, "")
+        )
+        digits = 1 if prefix else 0
+        amounts = f"{allowed / step:.{digits}f} of {baseline / step:.{digits}f} {prefix}{unit}"
+        if kept >= 1:
+            return f"keep at most {amounts}: already met"
+        return f"keep {100 * kept:.1f} % = {amounts} (remove {100 * (1 - kept):.1f} %)"
