@@ -12,17 +12,26 @@ from torch import nn
 from gbn.groups import ChannelGroups, Dim, GateSite, Group, MacOp
 from gbn.ids import Block, Resolution, Rows
 from gbn.rules import Facts
+from gbn.sizes import bind_sizes
 
 
 def build_groups(
-    facts: Facts, model: nn.Module, unknown: Mapping[str, Iterable[str]]
+    facts: Facts,
+    model: nn.Module,
+    unknown: Mapping[str, Iterable[str]],
+    hard_coded: tuple[str, ...] = (),
 ) -> ChannelGroups:
-    """Resolve all facts. `unknown`: ops without a rule, and the modules they were met in."""
+    """Resolve all facts.
+
+    `unknown`: ops without a rule, and the modules they were met in. `hard_coded`: places where
+    the forward has a size baked in.
+    """
     builder = _Builder(facts)
     groups = builder.groups()
     tensors, shapes = _tensor_dims(builder, facts, model)
     mac_ops = [builder.mac_op(i) for i in range(len(facts.macs))]
     gates = builder.gates()
+    sizes = bind_sizes(facts.sized, model, builder.dim)
     return ChannelGroups(
         num_atoms=len(builder.index),
         dims=tuple(builder.dims),
@@ -32,8 +41,10 @@ def build_groups(
         groups=tuple(groups),
         mac_ops=tuple(mac_ops),
         gates=tuple(gates),
-        sizes=(),
+        sizes=sizes,
         unknown_ops={op: tuple(sorted(modules)) for op, modules in unknown.items()},
+        hard_coded=hard_coded,
+        atoms_of_id=builder.atoms_of_id(),
     )
 
 
@@ -77,6 +88,14 @@ class _Builder:
         ]
         table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
         return table[:, 0].copy(), table[:, 1].copy()
+
+    def atoms_of_id(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the atoms that each id depends on."""
+        known: dict[int, tuple[int, ...]] = {}
+        for label in set(self.resolution.label.tolist()):
+            atoms = self.resolution.atoms_of(label)
+            known[label] = tuple(self.index[a] for a in sorted(atoms) if a in self.index)
+        return tuple(known[label] for label in self.resolution.label.tolist())
 
     def groups(self) -> list[Group]:
         """Produced widths that share an atom are one group, in the order of execution."""

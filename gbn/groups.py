@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
+from gbn.ids import FIXED, Rows
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -110,7 +112,8 @@ class ChannelGroups:
     gates: tuple[GateSite, ...]
     sizes: tuple[SizeBinding, ...]
     unknown_ops: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    frozen_at: tuple[str, ...] = ()
+    hard_coded: tuple[str, ...] = ()
+    atoms_of_id: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         for name, dims in self.tensors.items():
@@ -144,6 +147,17 @@ class ChannelGroups:
         """Surviving size of each dim, shape (num_dims,). `alive`: (num_atoms,)."""
         lost = self.incidence @ (~alive).astype(np.float64) > 0
         return np.bincount(self.position_dim[~lost], minlength=len(self.dims))
+
+    def survives(self, rows: Rows, alive: Mask) -> Mask:
+        """(n,): which positions of a dimension with these ids survive."""
+        out = np.ones(rows.shape[1], dtype=np.bool_)
+        for row in rows:
+            known = (row > FIXED) & (row < len(self.atoms_of_id))
+            for position in np.flatnonzero(known):
+                atoms = self.atoms_of_id[row[position]]
+                if atoms and not alive[list(atoms)].all():
+                    out[position] = False
+        return out
 
     def group_of_atom(self) -> npt.NDArray[np.int64]:
         """(num_atoms,): index of the group that each atom belongs to."""

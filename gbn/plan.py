@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_matrix
 
 from gbn.cost import CostModel, positions_lost
 from gbn.errors import UnreachableTarget
@@ -81,13 +82,27 @@ class _Search:
     def __init__(self, groups: ChannelGroups, scores: Scores, settings: PlanSettings) -> None:
         self.groups = groups
         self.alive: Mask = np.ones(groups.num_atoms, dtype=np.bool_)
-        self._lost = positions_lost(groups, self.alive)
         self._bundles = list(_bundles(groups, scores.values, settings))
         self._open = np.ones(len(self._bundles), dtype=np.bool_)
-        self._scores = np.array([scores.values[b].sum() for b in self._bundles])
+        self._members = np.concatenate([*self._bundles, np.zeros(0, np.int64)])
+        self._starts = np.cumsum([0, *(len(b) for b in self._bundles)])[:-1]
+        self._scores = self._per_bundle(scores.values)
+        owner = np.repeat(np.arange(len(self._bundles)), [len(b) for b in self._bundles])
+        member = csr_matrix(
+            (np.ones(len(owner)), (self._members, owner)),
+            shape=(groups.num_atoms, len(self._bundles)),
+        )
+        # (num_dims, num_bundles): positions of each dim that go with each bundle, at the start
+        self._lost = (positions_lost(groups, self.alive) @ member).tocsc()
         sizes = np.array([dim.size for dim in groups.dims], dtype=np.int64)
         least = np.maximum(settings.min_channels, np.ceil(settings.min_share * sizes - 1e-9))
         self._least = np.minimum(sizes, np.maximum(least, 1))
+        self._counts = groups.counts(self.alive).astype(np.float64)
+
+    def _per_bundle(self, per_atom: Values) -> Values:
+        if not len(self._members):
+            return np.zeros(0)
+        return np.add.reduceat(per_atom[self._members], self._starts)
 
     def reduce(self, cost: CostModel, target: int, unit: str) -> None:
         """Remove bundles until the cost is at or under the target."""
@@ -105,9 +120,9 @@ class _Search:
             now = cost.total(self.alive)
 
     def _remove(self, cost: CostModel, step: float, room: float) -> bool:
-        """Remove the cheapest bundles worth about `step`; none if nothing may go."""
-        per_atom = cost.saving(self.alive)
-        saving = np.array([per_atom[b].sum() for b in self._bundles])
+        """Remove the cheapest bundles worth about `step`; False if nothing may go."""
+        self._counts = self.groups.counts(self.alive).astype(np.float64)
+        saving = self._per_bundle(cost.saving(self.alive))
         useful = np.flatnonzero(self._open & (saving > 0))
         order = useful[np.argsort(self._scores[useful] / saving[useful], kind="stable")]
         fitting = order[saving[order] <= room]
@@ -122,13 +137,19 @@ class _Search:
     def _take(self, index: int) -> bool:
         """Remove a bundle unless a width would fall below its least; then never try it again."""
         self._open[index] = False
-        after = self.alive.copy()
-        after[self._bundles[index]] = False
-        touched = np.unique(self._lost[:, self._bundles[index]].nonzero()[0])
-        counts = self.groups.counts(after)
-        if (counts[touched] < self._least[touched]).any():
-            return False
-        self.alive = after
+        bundle = self._bundles[index]
+        column = slice(self._lost.indptr[index], self._lost.indptr[index + 1])
+        touched, loss = self._lost.indices[column], self._lost.data[column]
+        after = self._counts[touched] - loss
+        if (after < self._least[touched]).any():
+            # where positions need several atoms the loss may be counted twice: count exactly
+            trial = self.alive.copy()
+            trial[bundle] = False
+            after = self.groups.counts(trial)[touched].astype(np.float64)
+            if (after < self._least[touched]).any():
+                return False
+        self._counts[touched] = after
+        self.alive[bundle] = False
         return True
 
     def exhaust(self) -> None:

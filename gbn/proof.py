@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gbn.errors import ProofFailed, TraceError
 from gbn.prune_plan import PrunePlan
-from gbn.trace import run_model, tracing_mode
+from gbn.running import run_model, tracing_mode
 
 _FLOAT64_LIMIT = 400_000_000  # parameters; above, two copies in float64 may not fit
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -56,22 +56,22 @@ def prove(model: nn.Module, plan: PrunePlan, small: nn.Module, example_inputs: A
     for dtype in (torch.float64, torch.float32):
         if dtype is torch.float64 and size > _FLOAT64_LIMIT:
             continue
-        inputs = tree_map(lambda value, to=dtype: _cast(value, to), example_inputs)
+        inputs = tree_map(lambda value, to=dtype: cast_floats(value, to), example_inputs)
         try:
-            original = _outputs(copy.deepcopy(model).to(dtype), inputs)
+            original = outputs_of(copy.deepcopy(model).to(dtype), inputs)
         except TraceError:
             if dtype is torch.float32:
                 raise
             continue  # a forward that casts to float32 itself cannot be run in float64
-        reference = _outputs(gate_to_zero(model, plan).to(dtype), inputs)
+        reference = outputs_of(gate_to_zero(model, plan).to(dtype), inputs)
         try:
-            result = _outputs(copy.deepcopy(small).to(dtype), inputs)
+            result = outputs_of(copy.deepcopy(small).to(dtype), inputs)
         except TraceError as error:
             raise ProofFailed(f"the pruned network does not run: {error}") from error
         return Proof(
-            max_abs_diff=_distance(reference, result),
+            max_abs_diff=distance(reference, result),
             tolerance=_TOLERANCE[dtype],
-            effect=_distance(reference, original),
+            effect=distance(reference, original),
             dtype=str(dtype).removeprefix("torch."),
         )
     raise AssertionError("float32 is always tried")
@@ -91,19 +91,21 @@ def gate_to_zero(model: nn.Module, plan: PrunePlan) -> nn.Module:
     return gated
 
 
-def _cast(value: Any, dtype: torch.dtype) -> Any:
+def cast_floats(value: Any, dtype: torch.dtype) -> Any:
+    """Floating tensors in the given dtype; anything else as it is."""
     if isinstance(value, Tensor) and value.is_floating_point():
         return value.to(dtype)
     return value
 
 
-def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+def outputs_of(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """All tensors that the model returns, in order."""
     with tracing_mode(model):
         outputs = run_model(model, inputs)
     return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _distance(reference: Iterable[Tensor], other: Iterable[Tensor]) -> float:
+def distance(reference: Iterable[Tensor], other: Iterable[Tensor]) -> float:
     """Largest difference over all outputs, each relative to its own largest value."""
     worst = 0.0
     for a, b in zip(reference, other, strict=True):

@@ -65,5 +65,5 @@ def magnitude_scores(model: nn.Module, groups: ChannelGroups) -> Scores:
 
 def _energy(tensor: Tensor, axis: int) -> Values:
     with torch.no_grad():
-        flat = tensor.detach().double().movedim(axis, 0).flatten(1)
-        return flat.square().mean(1).cpu().numpy() if flat.ndim > 1 else flat.square().numpy()
+        rows = tensor.detach().double().movedim(axis, 0).reshape(tensor.shape[axis], -1)
+        return rows.square().mean(1).cpu().numpy()

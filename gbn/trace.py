@@ -6,17 +6,17 @@ without gradients and is left as it was.
 
 A `TorchDispatchMode` sees each ATen op that the forward executes, whatever Python the forward
 contains, with parameters recognised by identity. The rules in `gbn.rules` say what each op does to
-channels; an op without a rule freezes the channels that enter it and is reported by name.
+channels; an op without a rule freezes the channels that enter it and is reported by name. Then a
+random cut is tried out: where the forward turns out to have a size baked in, what meets it there
+is frozen, so that no plan made from the result can crash or change the network's meaning.
 """
 
-import contextlib
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -25,8 +25,11 @@ from gbn.grouping import build_groups
 from gbn.groups import ChannelGroups
 from gbn.rules import Facts, Info, OpCall, rule_of, tensors_in
 from gbn.rules.elementwise import elementwise, is_elementwise
+from gbn.running import Visit, module_paths, run_model, tracing_mode
+from gbn.trial import OpRecord, find_fault, freeze_fault
 
 _INFO = "_gbn_info"
+_MAX_TRIALS = 40
 
 
 def trace(
@@ -40,61 +43,40 @@ def trace(
 
     Raises TraceError when the model does not run on the inputs or a pattern matches no module.
     """
-    tracer = Tracer(model)
-    with tracing_mode(model), tracer.watch_modules(), tracer:
-        outputs = run_model(model, example_inputs)
+    with tracing_mode(model), module_paths(model) as visits:
+        tracer = Tracer(model, visits)
+        with tracer:
+            outputs = run_model(model, example_inputs)
     for output in tree_leaves(outputs):
         if isinstance(output, Tensor):
-            info = tracer.lookup(output)
-            for rows in info.ids.values():
+            for rows in tracer.lookup(output).ids.values():
                 tracer.facts.space.freeze(rows, "is a model output")
     _freeze_matching(tracer, model, freeze)
-    return build_groups(tracer.facts, model, tracer.unknown)
-
-
-def run_model(model: nn.Module, example_inputs: Any) -> Any:
-    """Call the model with a tensor, a tuple of positional or a mapping of keyword arguments."""
-    try:
-        if isinstance(example_inputs, Mapping):
-            return model(**example_inputs)
-        if isinstance(example_inputs, tuple | list):
-            return model(*example_inputs)
-        return model(example_inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise TraceError(
-            f"the model does not run on the example inputs: {type(error).__name__}: {text}"
-        ) from error
-
-
-@contextlib.contextmanager
-def tracing_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, attention computed by plain ops; all restored afterwards."""
-    training = {module: module.training for module in model.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    try:
-        model.eval()
-        torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        for module, flag in training.items():
-            module.training = flag
+    hard_coded: list[str] = []
+    for attempt in range(_MAX_TRIALS):
+        groups = build_groups(tracer.facts, model, tracer.unknown, tuple(hard_coded))
+        fault = find_fault(model, groups, tracer.records, example_inputs, seed=attempt)
+        if fault is None:
+            return groups
+        hard_coded.append(freeze_fault(fault, groups, tracer.facts, tracer.records))
+    raise TraceError(
+        f"after {_MAX_TRIALS} trials a cut still changes what the network computes; the last place "
+        f"was: {hard_coded[-1]}. Freeze that part with --freeze"
+    )
 
 
 class Tracer(TorchDispatchMode):
     """Collects facts about ids while ops run."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, visits: list[Visit]) -> None:
         super().__init__()
         self.facts = Facts()
         self.unknown: dict[str, set[str]] = {}
-        self._model = model
-        self._path: list[str] = []
+        self.records: list[OpRecord] = []
+        self._visits = visits
+        self._top = Visit("", type(model))
         self._known: dict[int, Info] = {}
-        named = [*model.named_parameters(), *model.named_buffers()]
-        for name, tensor in named:
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             origin = name.rpartition(".")[0]
             ids = {
                 dim: self.facts.space.fresh(size, origin, name, dim)
@@ -112,29 +94,15 @@ class Tracer(TorchDispatchMode):
     def _store(self, tensor: Tensor, info: Info) -> None:
         setattr(tensor, _INFO, info)
 
-    @contextlib.contextmanager
-    def watch_modules(self) -> Iterator[None]:
-        """Keep the path of the module that is running, for names in reasons."""
-        handles = []
-        for path, module in self._model.named_modules():
-            if not path:
-                continue
-            enter = _remember(self._path, path)
-            handles.append(module.register_forward_pre_hook(enter, prepend=True))
-            handles.append(module.register_forward_hook(_forget(self._path), always_call=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        module = self._path[-1] if self._path else ""
-        call = OpCall(func, args, kwargs, out, module, self.facts, self.lookup, self._store)
+        visit = self._visits[-1] if self._visits else self._top
+        call = OpCall(func, args, kwargs, out, visit.path, self.facts, self.lookup, self._store)
+        inputs = tuple(self.lookup(tensor).ids for tensor in call.inputs())
+        first_block = len(self.facts.space.blocks)
         rule = rule_of(func)
         if rule is None and is_elementwise(func):
             rule = elementwise
@@ -142,6 +110,16 @@ class Tracer(TorchDispatchMode):
             rule(call)
         else:
             self._refuse(call)
+        self.records.append(OpRecord(
+            op=call.name,
+            module=visit.path,
+            site=(visit.kind, visit.num_ops),
+            shapes=tuple(tuple(tensor.shape) for tensor in call.outputs()),
+            inputs=inputs,
+            outputs=tuple(self.lookup(tensor).ids for tensor in call.outputs()),
+            blocks=range(first_block, len(self.facts.space.blocks)),
+        ))
+        visit.num_ops += 1
         return out
 
     def _refuse(self, call: OpCall) -> None:
@@ -152,20 +130,6 @@ class Tracer(TorchDispatchMode):
             call.freeze(info)
         for tensor in tensors_in(call.out):
             self._store(tensor, Info())
-
-
-def _remember(path: list[str], name: str) -> Any:
-    def hook(_module: nn.Module, _inputs: Any) -> None:
-        path.append(name)
-
-    return hook
-
-
-def _forget(path: list[str]) -> Any:
-    def hook(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        path.pop()
-
-    return hook
 
 
 def _freeze_matching(tracer: Tracer, model: nn.Module, patterns: Sequence[str]) -> None:

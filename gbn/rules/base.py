@@ -58,6 +58,15 @@ class Split:
     factors: tuple[Rows, ...]
 
 
+@dataclass(frozen=True)
+class SizedUse:
+    """An op of `module` was told the size of `rows`, possibly by an attribute such as `role`."""
+
+    module: str
+    role: str
+    rows: Rows
+
+
 @dataclass
 class Facts:
     """Everything that rules state, in the order of execution."""
@@ -68,7 +77,7 @@ class Facts:
     norm_gates: list[NormGate] = field(default_factory=list)
     produced: dict[int, str] = field(default_factory=dict)
     splits: dict[int, Split] = field(default_factory=dict)
-    counted: list[tuple[str, Rows]] = field(default_factory=list)
+    sized: list[SizedUse] = field(default_factory=list)
 
 
 @dataclass
@@ -121,6 +130,10 @@ class OpCall:
     def fresh(self, size: int) -> Rows:
         """New ids issued by this op."""
         return self.facts.space.fresh(size, self.module)
+
+    def sized(self, rows: Rows, role: str = "") -> None:
+        """This op's arguments state the size of `rows`."""
+        self.facts.sized.append(SizedUse(self.module, role, rows))
 
     def tie(self, a: Rows, b: Rows) -> None:
         """One channel, position by position."""

@@ -47,7 +47,7 @@ def _ends(
         return (dim0, dim1) if transposed else (dim1, dim0)
     # Grouped: channel (g, i) survives if group g and member i of every group survive.
     group = call.fresh(groups)
-    call.facts.counted.append((call.module, group))
+    call.sized(group, "groups")
     inner = weight.shape[0] // groups
     own = [np.repeat(group, inner, axis=1)]
     if inner > 1:

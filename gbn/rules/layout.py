@@ -30,6 +30,7 @@ def reshape(call: OpCall, x: Tensor, shape: tuple[int, ...]) -> None:
     for old, new in _blocks(tuple(x.shape), shape):
         for dim, rows in _regroup(call, info, x.shape, old, shape, new).items():
             ids[dim] = rows
+            call.sized(rows)
     call.set(Info(ids, info.dead))
 
 
@@ -196,7 +197,8 @@ def _expand(call: OpCall) -> None:
             if own in info.ids:
                 ids[dim] = info.ids[own]
         elif size > 1:
-            ids[dim] = call.fresh(size)  # copies of one value: any of them may go
+            ids[dim] = call.fresh(size)
+            call.sized(ids[dim])  # copies of one value: any of them may go
     call.set(Info(ids, info.dead))
 
 
@@ -225,6 +227,8 @@ def _slice(call: OpCall) -> None:
     dim = call.arg(1, "dim", 0) % call.args[0].ndim
     cut = slice(call.arg(2, "start"), call.arg(3, "end"), call.arg(4, "step", 1))
     info = call.info(call.args[0])
+    if dim in info.ids:
+        call.sized(info.ids[dim][:, cut])
     call.set(Info({d: r[:, cut] if d == dim else r for d, r in info.ids.items()}, info.dead))
 
 
@@ -263,6 +267,7 @@ def _split_rule(call: OpCall) -> None:
         if at in ids:
             ids[at] = info.ids[at][:, start : start + out.shape[at]]
             first = ids[at] if first is None else first
+            call.sized(ids[at])
             if equal:
                 call.tie(first, ids[at])
         start += out.shape[at]
@@ -344,6 +349,9 @@ def _pad(call: OpCall) -> None:
                  info.ids[dim][:, max(-low, 0) : x.shape[dim] - max(-high, 0)],
                  call.fresh(high) if high > 0 else None]
         present = [p for p in parts if p is not None]
+        for grown in (parts[0], parts[2]):
+            if grown is not None:
+                call.sized(grown)
         ids[dim] = _concatenate(list(present), [p.shape[1] for p in present])
     same = not grows or info.dead == value or (value == 0.0 and isinstance(info.dead, frozenset))
     call.set(Info(ids, info.dead if same else None))

@@ -1,0 +1,65 @@
+"""Sizes that modules keep beside their weights: which attribute follows which width.
+
+An op that is told a size (the groups of a convolution, the shape of a view, the parts of a split)
+may have it from an int on its module, such as `groups` or `num_heads`. An attribute is bound to a
+width when its value is that width and no other width of that module has this value. A wrong guess
+cannot pass: the pruned network is run and compared before a plan is made.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from gbn.groups import SizeBinding
+from gbn.ids import Rows
+from gbn.rules.base import SizedUse
+
+# Their sizes follow from their weights; only `groups` of a convolution does not.
+_OWN_SIZES = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm)
+
+
+def bind_sizes(
+    uses: Iterable[SizedUse], model: nn.Module, dim_of: Callable[[Rows], int | None]
+) -> tuple[SizeBinding, ...]:
+    """Bindings of all modules. `dim_of`: index of the dim that rows are, None if it is fixed."""
+    found: dict[tuple[str, str], dict[int, int | None]] = {}
+    ambiguous: set[tuple[str, str, int]] = set()
+    for use in uses:
+        sizes = found.setdefault((use.module, use.role), {})
+        size, dim = use.rows.shape[1], dim_of(use.rows)
+        if size in sizes and sizes[size] != dim:
+            ambiguous.add((use.module, use.role, size))
+        sizes[size] = dim
+    bindings: dict[tuple[str, str, int | None], SizeBinding] = {}
+    for (path, role), sizes in found.items():
+        for attribute, index, value in _ints(model.get_submodule(path), role):
+            dim = sizes.get(value)
+            if dim is not None and value > 1 and (path, role, value) not in ambiguous:
+                bindings[path, attribute, index] = SizeBinding(
+                    module=path, attribute=attribute, index=index, old=value, dim=dim
+                )
+    return tuple(bindings.values())
+
+
+def _ints(module: nn.Module, role: str) -> Iterator[tuple[str, int | None, int]]:
+    """(attribute, index in it, value) of all ints that a module holds."""
+    if isinstance(module, _OWN_SIZES):
+        if role and isinstance(getattr(module, role, None), int):
+            yield role, None, getattr(module, role)
+        return
+    for attribute, value in vars(module).items():
+        if attribute.startswith("_") or attribute == "training":
+            continue
+        if _is_int(value):
+            yield attribute, None, value
+        elif isinstance(value, tuple | list):
+            for index, item in enumerate(value):
+                if _is_int(item):
+                    yield attribute, index, item
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
