@@ -1,16 +1,16 @@
 """Channel pruning with Gated Batch Norm gates, usable without the rest of this distribution.
 
-    groups = gbn.trace(model, example_inputs)
-    plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.5)
-    small = gbn.prune(model, plan)
-    assert gbn.prove(model, plan, small, example_inputs).ok
+groups = gbn.trace(model, example_inputs)
+plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.5)
+small = gbn.prune(model, plan)
+assert gbn.prove(model, plan, small, example_inputs).ok
 """
 
 from gbn.cost import CostModel
 from gbn.errors import GbnError, PlanMismatch, ProofFailed, TraceError, UnreachableTarget
 from gbn.gates import Gates
 from gbn.groups import ChannelGroups, Group
-from gbn.plan import PlanSettings, plan, smallest
+from gbn.plan import PlanSettings, choose, plan, smallest
 from gbn.proof import Proof, gate_to_zero, prove
 from gbn.prune_plan import PrunePlan
 from gbn.rules import register_rule
@@ -33,6 +33,7 @@ __all__ = [
     "TraceError",
     "UnreachableTarget",
     "apply_plan",
+    "choose",
     "gate_to_zero",
     "magnitude_scores",
     "plan",

@@ -9,13 +9,13 @@ class TraceError(GbnError):
     """The model could not be run on the example inputs, or its channels could not be followed."""
 
 
-class UnreachableTarget(GbnError):
+class UnreachableTarget(GbnError):  # noqa: N818 - what happened, not what went wrong
     """No plan meets the target; the message states the smallest value that can be reached."""
 
 
-class PlanMismatch(GbnError):
+class PlanMismatch(GbnError):  # noqa: N818
     """A plan was applied to a model whose tensors are not those it was made for."""
 
 
-class ProofFailed(GbnError):
+class ProofFailed(GbnError):  # noqa: N818
     """The physically smaller network does not compute what the gated one computes."""

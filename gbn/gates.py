@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gbn.groups import ChannelGroups, GateSite
+from gbn.groups import ChannelGroups, GateSite, Mask
 from gbn.scores import Scores, atom_scores
 
 _TINY = 1e-6  # below this γ cannot serve as φ₀: β would be divided by it
@@ -25,6 +25,8 @@ _TINY = 1e-6  # below this γ cannot serve as φ₀: β would be divided by it
 
 class ChannelGate(nn.Module):
     """Multiplies a tensor along `dim` by φ/φ₀; siblings of one site share φ."""
+
+    inverse_start: Tensor
 
     def __init__(self, phi: nn.Parameter, start: Tensor, dim: int) -> None:
         super().__init__()
@@ -48,7 +50,7 @@ class Gates:
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
         self._groups = groups
         self._modules: list[tuple[nn.Module, str]] = []
-        self._sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
         self.phi: dict[str, nn.Parameter] = {}
         try:
             for site in groups.gates:
@@ -70,14 +72,14 @@ class Gates:
             parametrize.register_parametrization(module, attribute, ChannelGate(phi, start, dim))
             self._modules.append((module, attribute))
         self.phi[site.name] = phi
-        self._sums[site.name] = torch.zeros(size, dtype=torch.float64, device=phi.device)
+        self.sums[site.name] = torch.zeros(size, dtype=torch.float64, device=phi.device)
 
     def accumulate(self) -> None:
         """Add |∂L/∂φ·φ| of the batch whose `backward()` just ran; call once a batch."""
         with torch.no_grad():
             for name, phi in self.phi.items():
                 if phi.grad is not None:
-                    self._sums[name] += (phi.grad * phi).abs()
+                    self.sums[name] += (phi.grad * phi).abs()
                     phi.grad = None
 
     def penalty(self) -> Tensor:
@@ -86,11 +88,22 @@ class Gates:
 
     def site_scores(self) -> dict[str, npt.NDArray[np.float64]]:
         """Accumulated Θ of each site's channels."""
-        return {name: total.cpu().numpy() for name, total in self._sums.items()}
+        return {name: total.cpu().numpy() for name, total in self.sums.items()}
 
-    def scores(self) -> Scores:
-        """Accumulated Θ of each atom, summed over its gates."""
-        return atom_scores(self._groups, self.site_scores(), "gate")
+    def scores(self, alive: Mask | None = None) -> Scores:
+        """Accumulated Θ of each atom, summed over its gates.
+
+        For a model that is already cut, `alive` (num_atoms,) tells which atoms of `groups` it
+        still has; the others score zero.
+        """
+        if alive is None:
+            return atom_scores(self._groups, self.site_scores(), "gate")
+        whole = {}
+        for site in self._groups.gates:
+            dim = self._groups.dims[site.dim]
+            whole[site.name] = np.zeros(dim.size)
+            whole[site.name][dim.kept(alive)] = self.sums[site.name].cpu().numpy()
+        return atom_scores(self._groups, whole, "gate")
 
     def fold(self) -> None:
         """Write the gated values into the parameters and take the gates off."""
@@ -102,6 +115,9 @@ class Gates:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         self.fold()

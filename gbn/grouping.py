@@ -119,10 +119,14 @@ class _Builder:
     def _group(self, starts: list[int]) -> Group:
         starts = sorted(starts, key=list(self.facts.produced).index)
         rows = [self._rows(start) for start in starts]
-        atoms = sorted({
-            self.index[atom] for r in rows for column in self.resolution.columns(r)
-            for atom in column
-        })
+        atoms = sorted(
+            {
+                self.index[atom]
+                for r in rows
+                for column in self.resolution.columns(r)
+                for atom in column
+            }
+        )
         widest = max(rows, key=lambda r: r.shape[1])
         dim = self.dim(widest)
         free = 0 if dim is None else len(set(self.dims[dim].positions.tolist()))
@@ -134,8 +138,12 @@ class _Builder:
             if label in self.resolution.frozen
         ]
         return Group(
-            name=layers[0], layers=layers, atoms=tuple(atoms), dim=-1 if dim is None else dim,
-            size=widest.shape[1], num_fixed=widest.shape[1] - free,
+            name=layers[0],
+            layers=layers,
+            atoms=tuple(atoms),
+            dim=-1 if dim is None else dim,
+            size=widest.shape[1],
+            num_fixed=widest.shape[1] - free,
             reason=reasons[0] if reasons else None,
         )
 

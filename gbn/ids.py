@@ -131,7 +131,8 @@ class IdSpace:
             label = self._components()
             frozen = {int(label[i]): why for ids, why in reversed(self._frozen) for i in ids}
             equations = _Equations(label, frozen)
-            if not any([equations.simplify(a, b) for a, b in self._products]):
+            said_new = [equations.simplify(a, b) for a, b in self._products]
+            if not any(said_new):
                 for a, b in self._products:
                     equations.define(a, b)
                 for a, b in self._products:
@@ -161,8 +162,6 @@ class IdSpace:
         graph = coo_matrix((np.ones(len(a), np.bool_), (a, b)), shape=(self._next, self._next))
         _, label = connected_components(graph, directed=False)
         return np.asarray(label, dtype=np.int64)
-
-
 
 
 class _Equations:

@@ -51,14 +51,29 @@ def plan(
     absolute number. Raises UnreachableTarget with the smallest reachable value, and ValueError for
     a target that is not positive.
     """
-    search = _Search(groups, scores, settings or PlanSettings())
+    return PrunePlan.of(
+        groups, choose(groups, scores, flops=flops, params=params, settings=settings)
+    )
+
+
+def choose(
+    groups: ChannelGroups,
+    scores: Scores,
+    *,
+    flops: float | int | None = None,
+    params: float | int | None = None,
+    settings: PlanSettings | None = None,
+    alive: Mask | None = None,
+) -> Mask:
+    """As `plan`, but from atoms that are still `alive` (num_atoms,) to those that stay."""
+    search = _Search(groups, scores, settings or PlanSettings(), alive)
     for cost, target, unit in (
         (CostModel.macs(groups), flops, "MACs"),
         (CostModel.params(groups), params, "parameters"),
     ):
         if target is not None:
             search.reduce(cost, _absolute(target, cost, unit), unit)
-    return PrunePlan.of(groups, search.alive)
+    return search.alive
 
 
 def smallest(groups: ChannelGroups, cost: CostModel, settings: PlanSettings) -> int:
@@ -79,10 +94,17 @@ def _absolute(target: float, cost: CostModel, unit: str) -> int:
 class _Search:
     """Atoms still alive, and the bundles that may go next."""
 
-    def __init__(self, groups: ChannelGroups, scores: Scores, settings: PlanSettings) -> None:
+    def __init__(
+        self,
+        groups: ChannelGroups,
+        scores: Scores,
+        settings: PlanSettings,
+        alive: Mask | None = None,
+    ) -> None:
         self.groups = groups
-        self.alive: Mask = np.ones(groups.num_atoms, dtype=np.bool_)
-        self._bundles = list(_bundles(groups, scores.values, settings))
+        everything = np.ones(groups.num_atoms, dtype=np.bool_)
+        self.alive: Mask = everything if alive is None else alive.copy()
+        self._bundles = list(_bundles(groups, scores.values, settings, self.alive))
         self._open = np.ones(len(self._bundles), dtype=np.bool_)
         self._members = np.concatenate([*self._bundles, np.zeros(0, np.int64)])
         self._starts = np.cumsum([0, *(len(b) for b in self._bundles)])[:-1]
@@ -165,7 +187,7 @@ def smallest_from(search: _Search, cost: CostModel) -> int:
 
 
 def _bundles(
-    groups: ChannelGroups, scores: Values, settings: PlanSettings
+    groups: ChannelGroups, scores: Values, settings: PlanSettings, alive: Mask
 ) -> Iterator[npt.NDArray[np.int64]]:
     """Atoms that go together so that widths stay multiples: lowest scores first.
 
@@ -175,7 +197,7 @@ def _bundles(
     lost = positions_lost(groups, np.ones(groups.num_atoms, dtype=np.bool_)).tocsc()
     for group in groups.groups:
         alike: dict[bytes, list[int]] = {}
-        for atom in group.atoms:
+        for atom in (a for a in group.atoms if alive[a]):
             column = slice(lost.indptr[atom], lost.indptr[atom + 1])
             order = np.argsort(lost.indices[column])
             key = lost.indices[column][order].tobytes() + lost.data[column][order].tobytes()

@@ -6,6 +6,7 @@ are run in float64 where they fit, else in float32, and must agree on every outp
 """
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +117,7 @@ def distance(reference: Iterable[Tensor], other: Iterable[Tensor]) -> float:
         a, b = a.double(), b.double()
         scale = float(a.abs().max())
         difference = float((a - b).abs().max())
-        if not difference == difference:
+        if math.isnan(difference):
             return float("inf")
         worst = max(worst, difference / scale if scale > 0 else difference)
     return worst

@@ -6,7 +6,7 @@ shapes. It holds no score and no module.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class GroupWidth:
     layers: tuple[str, ...]
     size_before: int
     size_after: int
+    frozen: bool
     reason: str | None
 
 
@@ -65,7 +66,10 @@ class PrunePlan:
                     kept.setdefault(name, {})[axis] = tuple(kept_dims[index].tolist())
         sizes = tuple(
             SizeChange(
-                module=s.module, attribute=s.attribute, index=s.index, old=s.old,
+                module=s.module,
+                attribute=s.attribute,
+                index=s.index,
+                old=s.old,
                 new=len(kept_dims[s.dim]),
             )
             for s in groups.sizes
@@ -73,7 +77,11 @@ class PrunePlan:
         )
         widths = tuple(
             GroupWidth(
-                name=g.name, layers=g.layers, size_before=g.size, reason=g.reason,
+                name=g.name,
+                layers=g.layers,
+                size_before=g.size,
+                frozen=g.frozen,
+                reason=g.reason,
                 size_after=g.size if g.dim < 0 else len(kept_dims[g.dim]),
             )
             for g in groups.groups
@@ -82,35 +90,31 @@ class PrunePlan:
         shapes = {name: groups.shapes[name] for name in kept}
         return cls(kept=kept, shapes=shapes, gates=gates, sizes=sizes, groups=widths)
 
-    def then(self, later: "PrunePlan") -> "PrunePlan":
-        """This plan followed by one made for its result, as one plan for the original."""
-        kept = {name: dict(dims) for name, dims in self.kept.items()}
-        shapes = dict(self.shapes)
-        for name, dims in later.kept.items():
-            shapes.setdefault(name, later.shapes[name])
-            for axis, positions in dims.items():
-                first = kept.setdefault(name, {}).get(axis)
-                kept[name][axis] = (
-                    positions if first is None else tuple(first[p] for p in positions)
-                )
-        old = {(s.module, s.attribute, s.index): s.old for s in self.sizes}
-        sizes = {(s.module, s.attribute, s.index): s for s in self.sizes}
-        for s in later.sizes:
-            key = (s.module, s.attribute, s.index)
-            sizes[key] = SizeChange(
-                module=s.module, attribute=s.attribute, index=s.index, old=old.get(key, s.old),
-                new=s.new,
+    def after(self, earlier: "PrunePlan") -> "PrunePlan":
+        """This plan for the network that `earlier` already made, both being of one network.
+
+        What this plan keeps must be among what `earlier` kept.
+        """
+        kept: Kept = {}
+        shapes = {}
+        for name, dims in self.kept.items():
+            before = earlier.kept.get(name, {})
+            shapes[name] = tuple(
+                len(before[axis]) if axis in before else size
+                for axis, size in enumerate(self.shapes[name])
             )
-        return PrunePlan(
-            kept=kept, shapes=shapes, gates=tuple(dict.fromkeys(self.gates + later.gates)),
-            sizes=tuple(sizes.values()), groups=_joined_widths(self.groups, later.groups),
-        )
+            for axis, positions in dims.items():
+                place = {p: i for i, p in enumerate(before.get(axis, range(shapes[name][axis])))}
+                kept.setdefault(name, {})[axis] = tuple(place[p] for p in positions)
+        return replace(self, kept=kept, shapes=shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
         return {
             "format": "gbn-plan-1",
-            "kept": {n: {str(d): list(k) for d, k in dims.items()} for n, dims in self.kept.items()},
+            "kept": {
+                n: {str(d): list(k) for d, k in dims.items()} for n, dims in self.kept.items()
+            },
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
             "gates": [list(gate) for gate in self.gates],
             "sizes": [vars(size) for size in self.sizes],
@@ -153,16 +157,3 @@ class PrunePlan:
     def kept_array(self, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Kept positions of one dimension of a tensor."""
         return np.array(self.kept[name][axis], dtype=np.int64)
-
-
-def _joined_widths(
-    first: tuple[GroupWidth, ...], later: tuple[GroupWidth, ...]
-) -> tuple[GroupWidth, ...]:
-    after = {group.name: group for group in later}
-    return tuple(
-        GroupWidth(
-            name=g.name, layers=g.layers, size_before=g.size_before, reason=g.reason,
-            size_after=after[g.name].size_after if g.name in after else g.size_after,
-        )
-        for g in first
-    )

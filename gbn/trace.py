@@ -32,9 +32,7 @@ _INFO = "_gbn_info"
 _MAX_TRIALS = 40
 
 
-def trace(
-    model: nn.Module, example_inputs: Any, *, freeze: Sequence[str] = ()
-) -> ChannelGroups:
+def trace(model: nn.Module, example_inputs: Any, *, freeze: Sequence[str] = ()) -> ChannelGroups:
     """Follow the channels of `model` through one run on `example_inputs`.
 
     `example_inputs`: a tensor (N, C, H, W), a tuple of positional or a dict of keyword arguments.
@@ -110,15 +108,17 @@ class Tracer(TorchDispatchMode):
             rule(call)
         else:
             self._refuse(call)
-        self.records.append(OpRecord(
-            op=call.name,
-            module=visit.path,
-            site=(visit.kind, visit.num_ops),
-            shapes=tuple(tuple(tensor.shape) for tensor in call.outputs()),
-            inputs=inputs,
-            outputs=tuple(self.lookup(tensor).ids for tensor in call.outputs()),
-            blocks=range(first_block, len(self.facts.space.blocks)),
-        ))
+        self.records.append(
+            OpRecord(
+                op=call.name,
+                module=visit.path,
+                site=(visit.kind, visit.num_ops),
+                shapes=tuple(tuple(tensor.shape) for tensor in call.outputs()),
+                inputs=inputs,
+                outputs=tuple(self.lookup(tensor).ids for tensor in call.outputs()),
+                blocks=range(first_block, len(self.facts.space.blocks)),
+            )
+        )
         visit.num_ops += 1
         return out
 
@@ -136,7 +136,8 @@ def _freeze_matching(tracer: Tracer, model: nn.Module, patterns: Sequence[str]) 
     names = [name for name, _ in model.named_modules() if name]
     for pattern in patterns:
         matched = {
-            name for name in names
+            name
+            for name in names
             if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
         }
         if not matched:

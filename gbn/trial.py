@@ -134,7 +134,7 @@ class _Expected:
         return tensor
 
 
-class _Disagreement(Exception):
+class _Disagreement(Exception):  # noqa: N818 - ends a watched run, is no failure
     """Stops a watched run at the first op that is not as expected."""
 
 
@@ -203,9 +203,7 @@ def _first_difference(
     return Fault(len(records) - 1, None, "the output")
 
 
-def freeze_fault(
-    fault: Fault, groups: ChannelGroups, facts: Facts, records: list[OpRecord]
-) -> str:
+def freeze_fault(fault: Fault, groups: ChannelGroups, facts: Facts, records: list[OpRecord]) -> str:
     """Freeze what meets the faulty op; returns the reason.
 
     First the ids that ops at this place issued themselves (what a pad adds, what a view splits
@@ -217,7 +215,10 @@ def freeze_fault(
     reason = f"has a size baked in at {fault.place} ({record.op} in {where})"
     alike = [r for r in records if r.site == record.site and r.op == record.op]
     issued = [
-        block for r in alike for block in _issued(r, facts, fault) if _removable(groups, _ids(block))
+        block
+        for r in alike
+        for block in _issued(r, facts, fault)
+        if _removable(groups, _ids(block))
     ]
     rows = [_ids(block) for block in issued]
     if not rows:

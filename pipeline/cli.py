@@ -172,6 +172,8 @@ def prune(state: RunState, /, **options: Any) -> int:
     console = RunConsole(verbosity=config.verbosity, json=config.json)
     with terminated_as_interrupted(), _standard_output_kept(config.json):
         report = run_compress(config, console)
+    if report is None:
+        return 0
     if config.json:
         click.echo(report.to_json())
     else:

@@ -1,6 +1,6 @@
 """Rules of ATen ops, one room for each kind; importing this registers them all."""
 
-from gbn.rules import contract, elementwise, layout, reduce
+from gbn.rules import contract, elementwise, layout, reduce, reshape
 from gbn.rules.base import (
     RULES,
     Dead,
@@ -27,6 +27,7 @@ __all__ = [
     "layout",
     "reduce",
     "register_rule",
+    "reshape",
     "rule_of",
     "tensors_in",
 ]

@@ -31,10 +31,14 @@ def _convolution(call: OpCall) -> None:
     _issue(call, ids, channel, w, bias)
     spatial = x.shape[channel + 1 :] if transposed else call.out.shape[channel + 1 :]
     constant = (x.shape[0] if batched else 1) * math.prod(spatial) * math.prod(weight.shape[2:])
-    call.facts.macs.append(MacRecord(
-        call.name, call.module, constant,
-        tuple(w.ids.get(d, fixed(weight.shape[d])) for d in (0, 1)),
-    ))
+    call.facts.macs.append(
+        MacRecord(
+            call.name,
+            call.module,
+            constant,
+            tuple(w.ids.get(d, fixed(weight.shape[d])) for d in (0, 1)),
+        )
+    )
 
 
 def _ends(
@@ -118,9 +122,7 @@ def _vector_product(call: OpCall) -> None:
     call.set(Info())
 
 
-def _product(
-    call: OpCall, x: Tensor, y: Tensor, dims: tuple[int, int], bias: Any
-) -> None:
+def _product(call: OpCall, x: Tensor, y: Tensor, dims: tuple[int, int], bias: Any) -> None:
     """x (.., m, k) times y; `dims` are the dims of y that hold k and n."""
     k, n = dims[0] % y.ndim, dims[1] % y.ndim
     a, b = call.info(x), call.info(y)
@@ -161,9 +163,7 @@ def _either_zero(a: Dead, b: Dead) -> Dead:
     return raw[0] if raw else None
 
 
-def _contract(
-    call: OpCall, a: tuple[Info, int, int], b: tuple[Info, int, int]
-) -> Rows:
+def _contract(call: OpCall, a: tuple[Info, int, int], b: tuple[Info, int, int]) -> Rows:
     """Tie the summed dimension; one operand with zeros at dead channels is enough."""
     (x, size, dim), (y, _, other) = a, b
     left, right = x.ids.get(dim), y.ids.get(other)

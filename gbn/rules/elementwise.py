@@ -23,17 +23,38 @@ def is_elementwise(func: Any) -> bool:
 
 @register_rule(
     # elementwise, but without the tag
-    aten.hardswish_, aten.hardswish, aten.hardtanh, aten.hardtanh_, aten.hardsigmoid_, aten.relu6_,
-    aten.elu_, aten.leaky_relu_, aten.celu_, aten.selu_, aten.threshold_, aten.softplus,
-    aten.log_sigmoid_forward, aten.rrelu_with_noise, aten.prelu, aten._prelu_kernel, aten.glu_jvp,
-    aten.masked_fill, aten.masked_fill_, aten.clamp_, aten.nan_to_num_, aten.mish_,
+    aten.hardswish_,
+    aten.hardswish,
+    aten.hardtanh,
+    aten.hardtanh_,
+    aten.hardsigmoid_,
+    aten.relu6_,
+    aten.elu_,
+    aten.leaky_relu_,
+    aten.celu_,
+    aten.selu_,
+    aten.threshold_,
+    aten.softplus,
+    aten.log_sigmoid_forward,
+    aten.rrelu_with_noise,
+    aten.prelu,
+    aten._prelu_kernel,
+    aten.glu_jvp,
+    aten.masked_fill,
+    aten.masked_fill_,
+    aten.clamp_,
+    aten.nan_to_num_,
+    aten.mish_,
 )
 def elementwise(call: OpCall) -> None:
     """Unite ids position by position, aligned from the last dimension."""
     tensors = list(call.inputs())
     for out in call.outputs():
-        ids = {dim: rows for dim in range(out.ndim) if (rows := _meet(call, tensors, out, dim))
-               is not None}
+        ids = {
+            dim: rows
+            for dim in range(out.ndim)
+            if (rows := _meet(call, tensors, out, dim)) is not None
+        }
         call.set(Info(ids, dead_value(call, tensors)), out)
 
 
@@ -118,8 +139,16 @@ def _apply(call: OpCall, numbers: list[Any]) -> float | None:
 
 
 @register_rule(
-    aten.clone, aten.detach, aten.alias, aten.contiguous, aten._to_copy, aten.lift_fresh,
-    aten.lift_fresh_copy, aten.dropout, aten.view_as_real, aten.positive,
+    aten.clone,
+    aten.detach,
+    aten.alias,
+    aten.contiguous,
+    aten._to_copy,
+    aten.lift_fresh,
+    aten.lift_fresh_copy,
+    aten.dropout,
+    aten.view_as_real,
+    aten.positive,
 )
 def _same(call: OpCall) -> None:
     call.set(call.info(call.args[0]))
@@ -142,8 +171,19 @@ def _copy(call: OpCall) -> None:
 
 
 @register_rule(
-    aten.zeros, aten.ones, aten.full, aten.empty, aten.zeros_like, aten.ones_like, aten.full_like,
-    aten.new_zeros, aten.new_ones, aten.new_full, aten.scalar_tensor, aten.empty_like, aten.new_empty,
+    aten.zeros,
+    aten.ones,
+    aten.full,
+    aten.empty,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.full_like,
+    aten.new_zeros,
+    aten.new_ones,
+    aten.new_full,
+    aten.scalar_tensor,
+    aten.empty_like,
+    aten.new_empty,
     aten.fill,
 )
 def _constant(call: OpCall) -> None:
@@ -165,8 +205,16 @@ def _overwrite(call: OpCall) -> None:
         _constant(call)
 
 
-@register_rule(aten.bernoulli, aten.rand, aten.randn, aten.rand_like, aten.randn_like,
-               aten.bernoulli_, aten.uniform_, aten.normal_)
+@register_rule(
+    aten.bernoulli,
+    aten.rand,
+    aten.randn,
+    aten.rand_like,
+    aten.randn_like,
+    aten.bernoulli_,
+    aten.uniform_,
+    aten.normal_,
+)
 def _random(call: OpCall) -> None:
     call.set(Info({d: call.fresh(n) for d, n in enumerate(call.out.shape) if n > 1}))
 

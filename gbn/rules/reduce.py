@@ -14,9 +14,14 @@ from gbn.rules.base import Dead, Info, NormGate, OpCall, aten, fixed, register_r
 
 
 @register_rule(
-    aten.native_batch_norm, aten._native_batch_norm_legit, aten.cudnn_batch_norm,
-    aten._native_batch_norm_legit_no_training, aten._batch_norm_no_update,
-    aten._batch_norm_with_update, aten.miopen_batch_norm, aten._native_batch_norm_legit_functional,
+    aten.native_batch_norm,
+    aten._native_batch_norm_legit,
+    aten.cudnn_batch_norm,
+    aten._native_batch_norm_legit_no_training,
+    aten._batch_norm_no_update,
+    aten._batch_norm_with_update,
+    aten.miopen_batch_norm,
+    aten._native_batch_norm_legit_functional,
 )
 def _batch_norm(call: OpCall) -> None:
     """Each channel alone. γ and β are its gate: both zero, and the channel is zero."""
@@ -65,8 +70,9 @@ def _group_norm(call: OpCall) -> None:
         _normalised_over(call, info, [1])
     for tensor in call.args[1:3]:
         if isinstance(tensor, Tensor):
-            call.tie(call.info(tensor).ids.get(0, fixed(x.shape[1])),
-                     info.ids.get(1, fixed(x.shape[1])))
+            call.tie(
+                call.info(tensor).ids.get(0, fixed(x.shape[1])), info.ids.get(1, fixed(x.shape[1]))
+            )
     call.set(Info(info.ids, None), next(iter(call.outputs())))
 
 
@@ -75,14 +81,33 @@ def _normalised_over(call: OpCall, info: Info, dims: Iterable[int]) -> None:
 
 
 @register_rule(
-    aten.max_pool2d_with_indices, aten.max_pool3d_with_indices, aten.avg_pool1d, aten.avg_pool2d,
-    aten.avg_pool3d, aten._adaptive_avg_pool2d, aten._adaptive_avg_pool3d, aten.adaptive_avg_pool1d,
-    aten.adaptive_max_pool2d, aten.adaptive_max_pool3d, aten.upsample_nearest2d,
-    aten.upsample_bilinear2d, aten.upsample_bicubic2d, aten._upsample_bilinear2d_aa,
-    aten._upsample_bicubic2d_aa, aten.upsample_nearest1d, aten.upsample_nearest3d,
-    aten.upsample_linear1d, aten.upsample_trilinear3d, aten._upsample_nearest_exact2d,
-    aten.reflection_pad1d, aten.reflection_pad2d, aten.reflection_pad3d, aten.replication_pad1d,
-    aten.replication_pad2d, aten.replication_pad3d, aten.max_pool2d,
+    aten.max_pool2d_with_indices,
+    aten.max_pool3d_with_indices,
+    aten.avg_pool1d,
+    aten.avg_pool2d,
+    aten.avg_pool3d,
+    aten._adaptive_avg_pool2d,
+    aten._adaptive_avg_pool3d,
+    aten.adaptive_avg_pool1d,
+    aten.adaptive_max_pool2d,
+    aten.adaptive_max_pool3d,
+    aten.upsample_nearest2d,
+    aten.upsample_bilinear2d,
+    aten.upsample_bicubic2d,
+    aten._upsample_bilinear2d_aa,
+    aten._upsample_bicubic2d_aa,
+    aten.upsample_nearest1d,
+    aten.upsample_nearest3d,
+    aten.upsample_linear1d,
+    aten.upsample_trilinear3d,
+    aten._upsample_nearest_exact2d,
+    aten.reflection_pad1d,
+    aten.reflection_pad2d,
+    aten.reflection_pad3d,
+    aten.replication_pad1d,
+    aten.replication_pad2d,
+    aten.replication_pad3d,
+    aten.max_pool2d,
 )
 def _spatial(call: OpCall) -> None:
     """Each channel alone; dead zeros stay zeros (padding of a maximum is minus infinity)."""
@@ -106,9 +131,25 @@ def _num_spatial(call: OpCall) -> int:
 
 
 @register_rule(
-    aten.mean, aten.sum, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std,
-    aten.var_mean, aten.std_mean, aten.any, aten.all, aten.argmax, aten.argmin, aten.prod,
-    aten.linalg_vector_norm, aten.norm, aten.logsumexp, aten.count_nonzero,
+    aten.mean,
+    aten.sum,
+    aten.amax,
+    aten.amin,
+    aten.max,
+    aten.min,
+    aten.var,
+    aten.std,
+    aten.var_mean,
+    aten.std_mean,
+    aten.any,
+    aten.all,
+    aten.argmax,
+    aten.argmin,
+    aten.prod,
+    aten.linalg_vector_norm,
+    aten.norm,
+    aten.logsumexp,
+    aten.count_nonzero,
 )
 def _reduction(call: OpCall) -> None:
     x = call.args[0]
@@ -143,7 +184,9 @@ def _reduced(call: OpCall, x: Tensor) -> set[int]:
     chosen = call.arg(names.index("dim"), "dim")
     if chosen is None or chosen == []:
         return set(range(x.ndim))
-    return {d % x.ndim for d in ([chosen] if isinstance(chosen, int) else chosen)} if x.ndim else set()
+    return (
+        {d % x.ndim for d in ([chosen] if isinstance(chosen, int) else chosen)} if x.ndim else set()
+    )
 
 
 @register_rule(aten._softmax, aten._log_softmax, aten.cumsum, aten.sort, aten.topk)

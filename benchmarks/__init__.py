@@ -1,0 +1,1 @@
+"""Where the project's published figures come from; each file is rerun by one `make` target."""

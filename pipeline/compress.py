@@ -1,0 +1,178 @@
+"""Tick-Tock on a real network: score, cut, prove, recover, one stage artefact at a time.
+
+Enters: a network traced into groups, a target, and a trainer where there is data. Leaves: the
+smaller, recovered network and the plan that made it. Refused: a cut that changes what the gated
+network computes.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+import gbn
+import numpy as np
+import torch
+from gbn.groups import Mask
+from gbn.ticktock import Phase, schedule
+from torch import Tensor, nn
+
+from pipeline.console import RunConsole
+from pipeline.rundir import RunDirectory
+from pipeline.training import Progress, Trainer
+
+_STAGE = "compress"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What the cut must reach: MACs and parameters as the tracer counts them; None: not asked."""
+
+    flops: int | None
+    params: int | None
+    settings: gbn.PlanSettings
+
+
+@dataclass(kw_only=True)
+class Compressed:
+    """The network as it stands; `done` phases of the schedule are behind it."""
+
+    model: nn.Module
+    alive: Mask
+    done: int = 0
+    position: int = 0  # batches of the stream used so far
+    step: int = 0  # within the phase that is under way
+    optimizer: dict[str, Any] | None = None
+    surgery: list[dict[str, Any]] = field(default_factory=list)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Compressor:
+    """Runs the schedule, saving after each phase and each pass over the training set."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: gbn.ChannelGroups,
+        goal: Goal,
+        trainer: Trainer | None,
+        probe: Tensor,
+        run: RunDirectory,
+        console: RunConsole,
+    ) -> None:
+        self._original = model
+        self._groups = groups
+        self._goal = goal
+        self._trainer = trainer
+        self._probe = probe
+        self._run = run
+        self._console = console
+        self._macs = gbn.CostModel.macs(groups)
+        self._params = gbn.CostModel.params(groups)
+        everything = np.ones(groups.num_atoms, dtype=np.bool_)
+        self._whole = (self._macs.total(everything), self._params.total(everything))
+
+    def phases(self, epochs: int) -> tuple[Phase, ...]:
+        """The schedule; without data there is nothing to recover with, and one cut is all."""
+        shares = [
+            asked / whole
+            for asked, whole in zip((self._goal.flops, self._goal.params), self._whole, strict=True)
+            if asked is not None
+        ]
+        if self._trainer is None:
+            return (Phase(kind="tick", batches=0),) if min(shares) < 1 else ()
+        return schedule(budget=epochs * self._trainer.stream.per_epoch, target=min(shares))
+
+    def compress(self, epochs: int) -> Compressed:
+        """Run all phases that are not done yet. Raises ProofFailed, UnreachableTarget."""
+        now = self._restored()
+        phases = self.phases(epochs)
+        for number, phase in enumerate(phases):
+            if number < now.done:
+                continue
+            began = monotonic()
+            label = f"{phase.kind} {sum(p.kind == phase.kind for p in phases[: number + 1])}"
+            if phase.kind == "tick":
+                self._tick(now, phase, label)
+            else:
+                self._recover(now, phase, label)
+            now.done, now.step, now.optimizer = number + 1, 0, None
+            now.position += phase.batches
+            now.curve.append({
+                "name": label,
+                "seconds": round(monotonic() - began, 2),
+                "flops_kept": self._macs.total(now.alive) / self._whole[0],
+            })
+            self._save(now)
+        return now
+
+    def plan(self, alive: Mask) -> gbn.PrunePlan:
+        """The plan, for the original network, that keeps these atoms."""
+        return gbn.PrunePlan.of(self._groups, alive)
+
+    def _tick(self, now: Compressed, phase: Phase, label: str) -> None:
+        batches = range(now.position, now.position + phase.batches)
+        if self._trainer is None:
+            scores = gbn.magnitude_scores(now.model, self._groups)
+        else:
+            scores = self._trainer.score(now.model, self._groups, now.alive, batches)
+            now.model.cpu()
+        flops, params = (
+            None if asked is None else asked + round(phase.keep * max(whole - asked, 0))
+            for asked, whole in zip((self._goal.flops, self._goal.params), self._whole, strict=True)
+        )
+        alive = gbn.choose(
+            self._groups, scores, flops=flops, params=params, settings=self._goal.settings,
+            alive=now.alive,
+        )
+        step = self.plan(alive).after(self.plan(now.alive))
+        small = gbn.prune(now.model, step)
+        proof = gbn.prove(now.model, step, small, self._probe)
+        if not proof.ok:
+            raise gbn.ProofFailed(
+                f"{label}: the pruned network differs from the gated one by "
+                f"{proof.max_abs_diff:.2e} of the output's scale (allowed {proof.tolerance:.0e})"
+            )
+        now.surgery.append({
+            "name": label, "max_abs_diff": proof.max_abs_diff, "tolerance": proof.tolerance,
+            "effect": proof.effect, "dtype": proof.dtype,
+        })
+        now.model, now.alive = small, alive
+        if self._trainer is not None:
+            self._trainer.renew_statistics(now.model)
+            now.model.cpu()
+        kept = self._macs.total(alive) / self._whole[0]
+        self._console.say(
+            f"{label}: {kept:.1%} of the MACs kept, gated = removed within {proof.max_abs_diff:.0e}"
+        )
+
+    def _recover(self, now: Compressed, phase: Phase, label: str) -> None:
+        assert self._trainer is not None, "only ticks are scheduled without data"
+
+        def save(step: int, optimizer: dict[str, Any]) -> None:
+            now.step, now.optimizer = step, optimizer
+            self._save(now)
+
+        progress = Progress(step=now.step, optimizer=now.optimizer, save=save)
+        self._trainer.train(now.model, phase, now.position, label, progress)
+        now.model.cpu()
+
+    def _save(self, now: Compressed) -> None:
+        payload = {
+            "alive": torch.from_numpy(now.alive),
+            "state": {k: v.detach().cpu().clone() for k, v in now.model.state_dict().items()},
+            "done": now.done, "position": now.position, "step": now.step,
+            "optimizer": now.optimizer, "surgery": now.surgery, "curve": now.curve,
+        }
+        self._run.save_stage(_STAGE, payload)
+
+    def _restored(self) -> Compressed:
+        whole = np.ones(self._groups.num_atoms, dtype=np.bool_)
+        if not self._run.is_done(_STAGE):
+            return Compressed(model=copy.deepcopy(self._original), alive=whole)
+        saved = self._run.load_stage(_STAGE)
+        alive: Mask = saved.pop("alive").numpy()
+        model = gbn.prune(self._original, self.plan(alive))
+        model.load_state_dict(saved.pop("state"))
+        self._console.say(f"resumed after {len(saved['curve'])} finished phases")
+        return Compressed(model=model, alive=alive, **saved)
