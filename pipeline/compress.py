@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-import gbn
 import numpy as np
 import torch
-from gbn.groups import Mask
-from gbn.ticktock import Phase, schedule
 from torch import Tensor, nn
 
+import gbn
+from gbn.groups import Mask
+from gbn.ticktock import Phase, schedule
 from pipeline.console import RunConsole
 from pipeline.rundir import RunDirectory
 from pipeline.training import Progress, Trainer
@@ -98,11 +98,13 @@ class Compressor:
                 self._recover(now, phase, label)
             now.done, now.step, now.optimizer = number + 1, 0, None
             now.position += phase.batches
-            now.curve.append({
-                "name": label,
-                "seconds": round(monotonic() - began, 2),
-                "flops_kept": self._macs.total(now.alive) / self._whole[0],
-            })
+            now.curve.append(
+                {
+                    "name": label,
+                    "seconds": round(monotonic() - began, 2),
+                    "flops_kept": self._macs.total(now.alive) / self._whole[0],
+                }
+            )
             self._save(now)
         return now
 
@@ -122,7 +124,11 @@ class Compressor:
             for asked, whole in zip((self._goal.flops, self._goal.params), self._whole, strict=True)
         )
         alive = gbn.choose(
-            self._groups, scores, flops=flops, params=params, settings=self._goal.settings,
+            self._groups,
+            scores,
+            flops=flops,
+            params=params,
+            settings=self._goal.settings,
             alive=now.alive,
         )
         step = self.plan(alive).after(self.plan(now.alive))
@@ -133,10 +139,15 @@ class Compressor:
                 f"{label}: the pruned network differs from the gated one by "
                 f"{proof.max_abs_diff:.2e} of the output's scale (allowed {proof.tolerance:.0e})"
             )
-        now.surgery.append({
-            "name": label, "max_abs_diff": proof.max_abs_diff, "tolerance": proof.tolerance,
-            "effect": proof.effect, "dtype": proof.dtype,
-        })
+        now.surgery.append(
+            {
+                "name": label,
+                "max_abs_diff": proof.max_abs_diff,
+                "tolerance": proof.tolerance,
+                "effect": proof.effect,
+                "dtype": proof.dtype,
+            }
+        )
         now.model, now.alive = small, alive
         if self._trainer is not None:
             self._trainer.renew_statistics(now.model)
@@ -161,8 +172,12 @@ class Compressor:
         payload = {
             "alive": torch.from_numpy(now.alive),
             "state": {k: v.detach().cpu().clone() for k, v in now.model.state_dict().items()},
-            "done": now.done, "position": now.position, "step": now.step,
-            "optimizer": now.optimizer, "surgery": now.surgery, "curve": now.curve,
+            "done": now.done,
+            "position": now.position,
+            "step": now.step,
+            "optimizer": now.optimizer,
+            "surgery": now.surgery,
+            "curve": now.curve,
         }
         self._run.save_stage(_STAGE, payload)
 

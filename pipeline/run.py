@@ -9,27 +9,22 @@ is measured and the target is known to be reachable, nothing is written.
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-import exporters
-import gbn
-import numpy as np
 import safetensors.torch
 import torch
-from exporters.session import Session
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
+import exporters
+from exporters.session import Session
 from pipeline import verify
+from pipeline.baseline import Baseline, export_request, measure_baseline, set_goal
 from pipeline.compress import Compressed, Compressor, Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
-from pipeline.data import Data, DataRequest, load_data
-from pipeline.errors import UsageError
-from pipeline.importers import LoadedModel, ModelSource, load_model
 from pipeline.report import (
     BeforeAfter,
     Difference,
@@ -47,18 +42,6 @@ _PEAK_LR = 0.02
 _PROOF_IMAGES = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Baseline:
-    """The model as given: its ONNX file's cost and accuracy, and its channels."""
-
-    loaded: LoadedModel
-    data: Data | None
-    groups: gbn.ChannelGroups
-    cost: exporters.OnnxCost
-    accuracy: exporters.Accuracy | None
-    onnx: Path
-
-
 def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
     """Do the whole job; None for a dry run, which writes nothing.
 
@@ -68,8 +51,8 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
     run = check_out(config.out, config.fingerprint(), config.resume, say=console.warn)
     seed_everything(config.recovery.seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
-        baseline = _baseline(config, console, Path(scratch))
-        goal = _goal(config, baseline, console)
+        baseline = measure_baseline(config, console, Path(scratch))
+        goal = set_goal(config, baseline, console)
         if config.dry_run:
             _say_groups(baseline, console)
             return None
@@ -84,102 +67,6 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
-
-
-def _baseline(config: RunConfig, console: RunConsole, scratch: Path) -> Baseline:
-    console.stage("import")
-    size = config.model.input_size
-    loaded = load_model(
-        ModelSource(
-            path=config.model.path,
-            arch=config.model.arch,
-            input_size=None if size is None else (size[0], size[1], size[2]),
-            trust_pickle=config.model.trust_pickle,
-        )
-    )
-    console.say(loaded.description)
-    for warning in loaded.warnings:
-        console.warn(warning)
-    data = _load_data(config, loaded, console)
-    console.stage("baseline")
-    path = scratch / "baseline.onnx"
-    exporters.export_onnx(loaded.module, _request(config, loaded, path, {}))
-    cost = exporters.count_macs(path)
-    session = exporters.open_session(path, config.deploy.provider)
-    found = None
-    if data is not None:
-        found = verify.accuracy(session, data, console, "baseline accuracy")
-        console.say(f"baseline: {found.value:.2%} top-1 on {found.samples} validation images")
-        verify.require_better_than_chance(found, data, loaded.num_outputs or 2)
-    probes = verify.Probes.make(loaded.input_size, data, config.recovery.seed)
-    groups = gbn.trace(loaded.module, probes.random[:1], freeze=config.constraints.freeze)
-    for op, modules in groups.unknown_ops.items():
-        console.warn(f"no rule for {op}: channels that enter it stay (in {', '.join(modules)})")
-    for place in groups.hard_coded:
-        console.detail(f"frozen there: {place}")
-    return Baseline(
-        loaded=loaded, data=data, groups=groups, cost=cost, accuracy=found, onnx=path
-    )
-
-
-def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> Data | None:
-    wanted = config.data
-    if wanted.source is None:
-        console.warn("no --data: scores come from the weights alone, and accuracy is not measured")
-        return None
-    data = load_data(
-        DataRequest(
-            source=wanted.source,
-            input_size=loaded.input_size,
-            mean=wanted.mean or loaded.mean,
-            std=wanted.std or loaded.std,
-            batch_size=wanted.batch_size,
-            workers=wanted.workers,
-            augment=wanted.augment,
-            seed=config.recovery.seed,
-        )
-    )
-    if loaded.num_outputs is None:
-        raise UsageError("the model's output is not (N, classes): only classifiers take --data yet")
-    if data.num_classes is not None and data.num_classes > loaded.num_outputs:
-        raise UsageError(
-            f"the data has {data.num_classes} classes, the model only {loaded.num_outputs} outputs"
-        )
-    console.say(f"data: {data.num_train} training and {data.num_val} validation images; "
-                f"{json.dumps(dict(data.preprocessing), default=str)}")
-    return data
-
-
-def _goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal:
-    """Targets in the tracer's units; says them, and refuses what no cut can reach."""
-    target, groups, cost = config.target, baseline.groups, baseline.cost
-    settings = gbn.PlanSettings(
-        multiple=config.constraints.channel_multiple, min_channels=config.constraints.min_channels
-    )
-    everything = np.ones(groups.num_atoms, dtype=np.bool_)
-    asked: dict[str, int | None] = {"flops": None, "params": None}
-    for name, wanted, exported, model, unit in (
-        ("flops", target.flops, cost.num_macs, gbn.CostModel.macs(groups), "FLOPs"),
-        ("params", target.params, cost.num_params, gbn.CostModel.params(groups), "params"),
-    ):
-        if wanted is None:
-            continue
-        console.say(f"target: {wanted.describe(exported, unit)}")
-        # The exported graph has its norms folded; shares carry over to the tracer's count.
-        whole = model.total(everything)
-        asked[name] = int(min(wanted.absolute(exported) / exported, 1.0) * whole + 1e-6)
-        least = gbn.smallest(groups, model, settings)
-        if least > (asked[name] or 0):
-            raise UsageError(
-                f"the target of {wanted.fraction(exported):.1%} of the {unit} cannot be reached: "
-                f"the smallest reachable is {least / whole:.1%}; frozen groups keep all "
-                f"({sum(g.frozen for g in groups.groups)} of {len(groups.groups)} are frozen)"
-            )
-    console.detail(
-        "FLOPs are multiply-accumulates of convolutions, linear layers and matrix products on the "
-        f"exported graph at batch 1; not counted: {dict(cost.uncounted)}"
-    )
-    return Goal(flops=asked["flops"], params=asked["params"], settings=settings)
 
 
 def _say_groups(baseline: Baseline, console: RunConsole) -> None:
@@ -213,17 +100,6 @@ def _compress(
     return compressor.compress(config.recovery.epochs), compressor
 
 
-def _request(
-    config: RunConfig, loaded: LoadedModel, path: Path, metadata: dict[str, str]
-) -> exporters.ExportRequest:
-    return exporters.ExportRequest(
-        example_inputs=(torch.zeros(2, *loaded.input_size),),
-        path=path,
-        opset=config.deploy.opset,
-        metadata=metadata,
-    )
-
-
 def _finish(
     config: RunConfig,
     baseline: Baseline,
@@ -239,15 +115,19 @@ def _finish(
     plan = compressor.plan(compressed.alive)
     preprocessing = {} if baseline.data is None else dict(baseline.data.preprocessing)
     metadata = {
-        "gbn_compress": json.dumps({
-            "flops_kept": config.target.flops.fraction(baseline.cost.num_macs)
-            if config.target.flops else None,
-            "source_sha256": loaded.sha256,
-            "preprocessing": preprocessing,
-        }, default=str)
+        "gbn_compress": json.dumps(
+            {
+                "flops_kept": config.target.flops.fraction(baseline.cost.num_macs)
+                if config.target.flops
+                else None,
+                "source_sha256": loaded.sha256,
+                "preprocessing": preprocessing,
+            },
+            default=str,
+        )
     }
     out = run.path / "model.onnx"
-    exporters.export_onnx(model, _request(config, loaded, out, metadata))
+    exporters.export_onnx(model, export_request(config, loaded, out, metadata))
     exporters.export_program(model, (torch.zeros(2, *loaded.input_size),), run.path / "model.pt2")
     run.write("plan.json", plan.save)
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
@@ -259,9 +139,9 @@ def _finish(
     before, after = verify.sessions((baseline.onnx, out), config.deploy.provider)
     measured = _measure(config, baseline, compressed, (before, after), model, console)
     stages.append({"name": "verify", "seconds": round(monotonic() - began, 2)})
-    report = build_report(Measurements(
-        **measured, groups=[_group_row(g) for g in plan.groups], stages=stages
-    ))
+    report = build_report(
+        Measurements(**measured, groups=[_group_row(g) for g in plan.groups], stages=stages)
+    )
     run.write("report.json", lambda to: _write_text(to, report.to_json()))
     run.write("report.html", lambda to: _write_text(to, render_html(report)))
     return report
@@ -273,8 +153,12 @@ def _write_text(path: Path, text: str) -> None:
 
 def _group_row(group: Any) -> dict[str, Any]:
     return {
-        "name": group.name, "size_before": group.size_before, "size_after": group.size_after,
-        "layers": list(group.layers), "frozen": group.frozen, "reason": group.reason,
+        "name": group.name,
+        "size_before": group.size_before,
+        "size_after": group.size_after,
+        "layers": list(group.layers),
+        "frozen": group.frozen,
+        "reason": group.reason,
     }
 
 
@@ -320,9 +204,14 @@ def _measure(
         "max_accuracy_drop": target.max_accuracy_drop,
         "uncounted_ops": result.uncounted,
         "environment": environment(
-            seed=config.recovery.seed, device=config.device, provider=config.deploy.provider,
+            seed=config.recovery.seed,
+            device=config.device,
+            provider=config.deploy.provider,
             inputs={"model": config.model.path}
-            | ({"data": Path(config.data.source)}
-               if config.data.source and Path(config.data.source).exists() else {}),
+            | (
+                {"data": Path(config.data.source)}
+                if config.data.source and Path(config.data.source).exists()
+                else {}
+            ),
         ),
     }

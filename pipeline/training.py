@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import gbn
 import torch
 import torch.nn.functional as F
-from gbn.groups import Mask
-from gbn.ticktock import Phase
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+import gbn
+from gbn.groups import Mask
+from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import CompressError
@@ -151,7 +151,8 @@ class Trainer:
     def renew_statistics(self, model: nn.Module) -> None:
         """Batch norms' running statistics, anew from training images: after a cut they are off."""
         norms = [
-            m for m in model.modules()
+            m
+            for m in model.modules()
             if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
         ]
         if not norms:

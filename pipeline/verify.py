@@ -7,11 +7,11 @@ Leaves: plain measurements for the report. Refused: a provider that did not run 
 from dataclasses import dataclass
 from pathlib import Path
 
-import exporters
 import torch
-from exporters.session import Session
 from torch import Tensor, nn
 
+import exporters
+from exporters.session import Session
 from pipeline.console import RunConsole
 from pipeline.data import Data
 from pipeline.errors import UsageError
@@ -61,6 +61,7 @@ def accuracy(session: Session, data: Data, console: RunConsole, label: str) -> e
     """Top-1 of an ONNX file on the validation images."""
     loader = data.val_loader()
     with console.progress(label, total=len(loader)) as advance:
+
         def counted():  # type: ignore[no-untyped-def]
             for batch in loader:
                 yield batch
@@ -100,7 +101,9 @@ def latency(before: Session, after: Session, probe: Tensor, seed: int) -> Latenc
     """Both files in turns, in one process, on one input batch."""
     values = probe.numpy()
     found = exporters.compare_latency(
-        before, after, {before.input_names[0]: values},
+        before,
+        after,
+        {before.input_names[0]: values},
         exporters.LatencySettings(batch=len(values), seed=seed),
     )
     return Latency(

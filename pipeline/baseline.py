@@ -1,0 +1,144 @@
+"""The model as given: loaded, exported, measured, traced, and the target it is held against.
+
+Enters: a checked `RunConfig`. Leaves: a `Baseline` and the `Goal` of the cut. Writes into a scratch
+folder only. Refused: unreadable input, a model at chance level, a target that no cut can reach, a
+provider that does not run the model.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import exporters
+import gbn
+from pipeline import verify
+from pipeline.compress import Goal
+from pipeline.config import RunConfig
+from pipeline.console import RunConsole
+from pipeline.data import Data, DataRequest, load_data
+from pipeline.errors import UsageError
+from pipeline.importers import LoadedModel, ModelSource, load_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """The model as given: its ONNX file's cost and accuracy, and its channels."""
+
+    loaded: LoadedModel
+    data: Data | None
+    groups: gbn.ChannelGroups
+    cost: exporters.OnnxCost
+    accuracy: exporters.Accuracy | None
+    onnx: Path
+
+
+def export_request(
+    config: RunConfig, loaded: LoadedModel, path: Path, metadata: dict[str, str]
+) -> exporters.ExportRequest:
+    """How both files are exported, so that they differ in nothing but the cut."""
+    return exporters.ExportRequest(
+        example_inputs=(torch.zeros(2, *loaded.input_size),),
+        path=path,
+        opset=config.deploy.opset,
+        metadata=metadata,
+    )
+
+
+def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> Baseline:
+    """Load, export, measure and trace the model; files go into `scratch`."""
+    console.stage("import")
+    size = config.model.input_size
+    loaded = load_model(
+        ModelSource(
+            path=config.model.path,
+            arch=config.model.arch,
+            input_size=None if size is None else (size[0], size[1], size[2]),
+            trust_pickle=config.model.trust_pickle,
+        )
+    )
+    console.say(loaded.description)
+    for warning in loaded.warnings:
+        console.warn(warning)
+    data = _load_data(config, loaded, console)
+    console.stage("baseline")
+    path = scratch / "baseline.onnx"
+    exporters.export_onnx(loaded.module, export_request(config, loaded, path, {}))
+    cost = exporters.count_macs(path)
+    session = exporters.open_session(path, config.deploy.provider)
+    found = None
+    if data is not None:
+        found = verify.accuracy(session, data, console, "baseline accuracy")
+        console.say(f"baseline: {found.value:.2%} top-1 on {found.samples} validation images")
+        verify.require_better_than_chance(found, data, loaded.num_outputs or 2)
+    probes = verify.Probes.make(loaded.input_size, data, config.recovery.seed)
+    groups = gbn.trace(loaded.module, probes.random[:1], freeze=config.constraints.freeze)
+    for op, modules in groups.unknown_ops.items():
+        console.warn(f"no rule for {op}: channels that enter it stay (in {', '.join(modules)})")
+    for place in groups.hard_coded:
+        console.detail(f"frozen there: {place}")
+    return Baseline(loaded=loaded, data=data, groups=groups, cost=cost, accuracy=found, onnx=path)
+
+
+def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> Data | None:
+    wanted = config.data
+    if wanted.source is None:
+        console.warn("no --data: scores come from the weights alone, and accuracy is not measured")
+        return None
+    data = load_data(
+        DataRequest(
+            source=wanted.source,
+            input_size=loaded.input_size,
+            mean=wanted.mean or loaded.mean,
+            std=wanted.std or loaded.std,
+            batch_size=wanted.batch_size,
+            workers=wanted.workers,
+            augment=wanted.augment,
+            seed=config.recovery.seed,
+        )
+    )
+    if loaded.num_outputs is None:
+        raise UsageError("the model's output is not (N, classes): only classifiers take --data yet")
+    if data.num_classes is not None and data.num_classes > loaded.num_outputs:
+        raise UsageError(
+            f"the data has {data.num_classes} classes, the model only {loaded.num_outputs} outputs"
+        )
+    console.say(
+        f"data: {data.num_train} training and {data.num_val} validation images; "
+        f"{json.dumps(dict(data.preprocessing), default=str)}"
+    )
+    return data
+
+
+def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal:
+    """Targets in the tracer's units; says them, and refuses what no cut can reach."""
+    target, groups, cost = config.target, baseline.groups, baseline.cost
+    settings = gbn.PlanSettings(
+        multiple=config.constraints.channel_multiple, min_channels=config.constraints.min_channels
+    )
+    everything = np.ones(groups.num_atoms, dtype=np.bool_)
+    asked: dict[str, int | None] = {"flops": None, "params": None}
+    for name, wanted, exported, model, unit in (
+        ("flops", target.flops, cost.num_macs, gbn.CostModel.macs(groups), "FLOPs"),
+        ("params", target.params, cost.num_params, gbn.CostModel.params(groups), "params"),
+    ):
+        if wanted is None:
+            continue
+        console.say(f"target: {wanted.describe(exported, unit)}")
+        # The exported graph has its norms folded; shares carry over to the tracer's count.
+        whole = model.total(everything)
+        asked[name] = int(min(wanted.absolute(exported) / exported, 1.0) * whole + 1e-6)
+        least = gbn.smallest(groups, model, settings)
+        if least > (asked[name] or 0):
+            raise UsageError(
+                f"the target of {wanted.fraction(exported):.1%} of the {unit} cannot be reached: "
+                f"the smallest reachable is {least / whole:.1%}; frozen groups keep all "
+                f"({sum(g.frozen for g in groups.groups)} of {len(groups.groups)} are frozen)"
+            )
+    console.detail(
+        "FLOPs are multiply-accumulates of convolutions, linear layers and matrix products on the "
+        f"exported graph at batch 1; not counted: {dict(cost.uncounted)}"
+    )
+    return Goal(flops=asked["flops"], params=asked["params"], settings=settings)
