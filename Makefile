@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types check clean
+.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job
 
 install: $(STAMP)
 
@@ -30,6 +30,15 @@ types: install
 	$(BIN)/mypy
 
 check: lint types test
+
+bench-models: install
+	$(BIN)/python -m benchmarks.main_models
+
+bench-gated-step: install
+	$(BIN)/python -m benchmarks.gated_step
+
+bench-main-job: install
+	$(BIN)/python -m benchmarks.resnet20_main_job
 
 clean:
 	rm -rf $(VENV) build *.egg-info demo-run

@@ -73,7 +73,8 @@ class CifarResNet(nn.Module):
         """(N, 3, H, W) to class scores (N, num_classes)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        scores: Tensor = self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+        return scores
 
 
 def _layer(in_channels: int, out_channels: int, num_blocks: int, option: str) -> nn.Sequential:

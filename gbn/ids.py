@@ -11,6 +11,7 @@ removed alone) that it depends on, or a reason why it can never go.
 While tracing, facts are only appended; one connected-components call at the end unites them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,6 +98,10 @@ class IdSpace:
         block = self._by_start.get(start)
         whole = block is not None and block.tensor is not None and rows.shape == (1, block.size)
         return start if whole and int(rows[0, -1]) == start + rows.shape[1] - 1 else None
+
+    def owners(self, starts: Iterable[int]) -> set[str | None]:
+        """Tensors that the blocks with these starts belong to."""
+        return {self._by_start[start].tensor for start in starts}
 
     def tie(self, a: Rows, b: Rows, reason: str) -> None:
         """Position p of `a` and position p of `b` are one channel: they live or go together.

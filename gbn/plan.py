@@ -148,11 +148,14 @@ class _Search:
         useful = np.flatnonzero(self._open & (saving > 0))
         order = useful[np.argsort(self._scores[useful] / saving[useful], kind="stable")]
         fitting = order[saving[order] <= room]
+        if not len(fitting):  # all are too coarse: overshoot as little as can be
+            fitting = useful[np.argsort(saving[useful], kind="stable")]
+            step = 0.0
         saved = 0.0
-        for index in fitting if len(fitting) else order:
+        for index in fitting:
             if self._take(int(index)):
                 saved += saving[index]
-                if saved >= step or not len(fitting):
+                if saved >= step:
                     return True
         return saved > 0
 

@@ -11,6 +11,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gbn.errors import TraceError
 
+# What Python code that meets a tensor of a size it did not expect is known to raise.
+_FORWARD_ERRORS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
+
 
 def run_model(model: nn.Module, example_inputs: Any) -> Any:
     """Call the model with a tensor, a tuple of positional or a mapping of keyword arguments."""
@@ -20,7 +31,7 @@ def run_model(model: nn.Module, example_inputs: Any) -> Any:
         if isinstance(example_inputs, tuple | list):
             return model(*example_inputs)
         return model(example_inputs)
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+    except _FORWARD_ERRORS as error:
         text = " ".join(str(error).split())[:300]
         raise TraceError(
             f"the model does not run on the example inputs: {type(error).__name__}: {text}"

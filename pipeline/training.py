@@ -93,7 +93,8 @@ class Trainer:
     ) -> gbn.Scores:
         """Gate scores over these batches of the stream; the model is left as it was.
 
-        `alive`: the atoms of `groups` that the model still has. Raises CompressError when the loss is not finite.
+        `alive`: the atoms of `groups` that the model still has. Raises CompressError when the
+        loss is not finite.
         """
         device_model = self._fabric.to_device(model).eval()
         with gbn.Gates(device_model, groups) as gates:

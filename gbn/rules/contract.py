@@ -57,6 +57,8 @@ def _ends(
     if inner > 1:
         own.append(np.tile(call.fresh(inner), groups))
     call.tie(dim0, stack(own))
+    if transposed and inner == weight.shape[1] == 1:
+        return dim0, dim0
     across = [np.repeat(group, weight.shape[1], axis=1)]
     if weight.shape[1] > 1:
         across.append(np.tile(dim1, groups))
@@ -180,13 +182,15 @@ def _contract(call: OpCall, a: tuple[Info, int, int], b: tuple[Info, int, int]) 
 
 
 def _is_weight(call: OpCall, info: Info, rows: Rows | None) -> bool:
+    """A parameter itself, however transposed: all dims of one tensor are still to be gated.
+
+    An activation that a layer with this weight wrote waits for the gates of its output alone, a
+    sum of parameters for those of several tensors.
+    """
     block = None if rows is None else call.facts.space.block_start(rows)
-    return (
-        block is not None
-        and isinstance(info.dead, frozenset)
-        and block in info.dead
-        and block not in call.facts.produced
-    )
+    if block is None or not isinstance(info.dead, frozenset) or block not in info.dead:
+        return False
+    return len(info.dead) > 1 and len(call.facts.space.owners(info.dead)) == 1
 
 
 def _count(call: OpCall, loops: list[Rows]) -> None:

@@ -14,6 +14,7 @@ from gbn.rules.base import Dead, Info, OpCall, Raw, aten, fixed, register_rule
 
 _PRODUCTS = {aten.mul, aten.mul_}
 _QUOTIENTS = {aten.div, aten.div_}
+_SLOPES = {aten.prelu, aten._prelu_kernel}
 
 
 def is_elementwise(func: Any) -> bool:
@@ -86,7 +87,7 @@ def dead_value(call: OpCall, tensors: list[Tensor]) -> Dead:
     packet = call.func.overloadpacket
     if packet in _PRODUCTS and len(dead) > 1:
         return _product(dead)
-    if packet in _QUOTIENTS:
+    if packet in _QUOTIENTS | _SLOPES:  # 0 / y and 0 * slope are 0 whatever y and the slope are
         dead = dead[:1]
         return dead[0] if dead[0] == 0.0 or isinstance(dead[0], frozenset) else None
     if any(value is None for value in dead):

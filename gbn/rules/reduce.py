@@ -7,6 +7,7 @@ zero); whatever depends on how many channels there are, or on statistics across 
 import re
 from collections.abc import Iterable
 
+import numpy as np
 from torch import Tensor
 
 from gbn.ids import Rows
@@ -28,7 +29,6 @@ def _batch_norm(call: OpCall) -> None:
     x = call.args[0]
     info = call.info(x)
     ids = dict(info.ids)
-    blocks = []
     for tensor in call.args[1:5]:
         if not isinstance(tensor, Tensor):
             continue
@@ -37,15 +37,33 @@ def _batch_norm(call: OpCall) -> None:
             call.tie(own, ids[1])
         else:
             call.tie(own, fixed(x.shape[1]))
+    own_statistics = not any(isinstance(t, Tensor) for t in call.args[3:5])
+    _set_normed(call, ids, _dead_after_norm(call, info.dead, own_statistics))
+
+
+def _set_normed(call: OpCall, ids: dict[int, Rows], dead: Dead) -> None:
+    """The normed tensor, then the statistics of each channel (last dim of what has any)."""
+    out, *statistics = call.outputs()
+    call.set(Info(ids, dead), out)
+    for tensor in statistics:
+        last = tensor.ndim - 1
+        call.set(Info({last: ids[1]} if 1 in ids else {}), tensor)
+
+
+def _dead_after_norm(call: OpCall, before: Dead, own_statistics: bool) -> Dead:
+    """Zero where γ and β can be gated, or where each channel's own mean is subtracted."""
     affine = [t for t in call.args[1:3] if isinstance(t, Tensor)]
+    blocks = []
     for tensor in affine:
-        start = call.facts.space.block_start(call.info(tensor).ids.get(0, fixed(1)))
+        # instance norm repeats γ and β for each sample
+        ids = np.unique(call.info(tensor).ids.get(0, fixed(1)))[None]
+        start = call.facts.space.block_start(ids)
         blocks += [start] if start is not None else []
-    gated = len(blocks) == len(affine) == 2
-    if gated:
+    if len(blocks) == len(affine) == 2:
         call.facts.norm_gates.append(NormGate(call.module, tuple(blocks)))
-    out = next(iter(call.outputs()))
-    call.set(Info(ids, 0.0 if gated else None), out)
+        return 0.0
+    keeps_zero = before == 0.0 or isinstance(before, frozenset)
+    return before if own_statistics and not affine and keeps_zero else None
 
 
 @register_rule(aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm)
@@ -73,7 +91,11 @@ def _group_norm(call: OpCall) -> None:
             call.tie(
                 call.info(tensor).ids.get(0, fixed(x.shape[1])), info.ids.get(1, fixed(x.shape[1]))
             )
-    call.set(Info(info.ids, None), next(iter(call.outputs())))
+    dead: Dead = None
+    if groups == x.shape[1]:
+        call.sized(info.ids.get(1, fixed(groups)))
+        dead = _dead_after_norm(call, info.dead, own_statistics=True)
+    _set_normed(call, info.ids, dead)
 
 
 def _normalised_over(call: OpCall, info: Info, dims: Iterable[int]) -> None:
