@@ -167,9 +167,10 @@ def build(name: str) -> tuple[Any, tuple[int, int, int]]:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
-                for tensor in (module.running_var, module.weight):
-                    torch.nn.init.uniform_(tensor, 0.5, 1.5)
-                torch.nn.init.normal_(module.running_mean, 0, 0.1)
+                state = module.state_dict()
+                for name in ("running_var", "weight"):
+                    state[name].uniform_(0.5, 1.5)
+                state["running_mean"].normal_(0, 0.1)
             if isinstance(getattr(module, "bias", None), torch.Tensor):
                 torch.nn.init.normal_(module.bias, 0, 0.1)
     return model, size

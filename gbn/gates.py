@@ -26,19 +26,19 @@ _TINY = 1e-6  # below this γ cannot serve as φ₀: β would be divided by it
 class ChannelGate(nn.Module):
     """Multiplies a tensor along `dim` by φ/φ₀; siblings of one site share φ."""
 
-    inverse_start: Tensor
+    start: Tensor
 
     def __init__(self, phi: nn.Parameter, start: Tensor, dim: int) -> None:
         super().__init__()
         self.phi = phi
         self.dim = dim
-        self.register_buffer("inverse_start", start.reciprocal())
+        self.register_buffer("start", start)
 
     def forward(self, tensor: Tensor) -> Tensor:
         """Any shape whose size at `dim` is the number of gates."""
         shape = [1] * tensor.ndim
         shape[self.dim] = -1
-        return tensor * (self.phi * self.inverse_start).view(shape)
+        return tensor * (self.phi / self.start).view(shape)  # divided: exactly 1 at first
 
 
 class Gates:
@@ -67,10 +67,10 @@ class Gates:
             start = torch.where(reference.abs() > _TINY, reference, start)
         phi = nn.Parameter(start.clone())
         for name, dim in site.tensors:
-            path, _, attribute = name.rpartition(".")
-            module = model.get_submodule(path)
-            parametrize.register_parametrization(module, attribute, ChannelGate(phi, start, dim))
-            self._modules.append((module, attribute))
+            gate = ChannelGate(phi, start, dim)
+            for module, attribute in _holders(model, model.get_parameter(name)):
+                parametrize.register_parametrization(module, attribute, gate)
+                self._modules.append((module, attribute))
         self.phi[site.name] = phi
         self.sums[site.name] = torch.zeros(size, dtype=torch.float64, device=phi.device)
 
@@ -107,8 +107,12 @@ class Gates:
 
     def fold(self) -> None:
         """Write the gated values into the parameters and take the gates off."""
-        for module, attribute in self._modules:
-            parametrize.remove_parametrizations(module, attribute, leave_parametrized=True)
+        # all values first: a tied weight has one gate and several holders
+        values = [getattr(module, attribute).detach() for module, attribute in self._modules]
+        for (module, attribute), value in zip(self._modules, values, strict=True):
+            parametrize.remove_parametrizations(module, attribute, leave_parametrized=False)
+            with torch.no_grad():
+                getattr(module, attribute).copy_(value)
         self._modules.clear()
 
     def __enter__(self) -> "Gates":
@@ -121,3 +125,13 @@ class Gates:
         at: TracebackType | None,
     ) -> None:
         self.fold()
+
+
+def _holders(model: nn.Module, parameter: nn.Parameter) -> list[tuple[nn.Module, str]]:
+    """Modules that hold this parameter, and its name there; several where weights are tied."""
+    return [
+        (module, attribute)
+        for module in model.modules()
+        for attribute, held in module._parameters.items()
+        if held is parameter
+    ]

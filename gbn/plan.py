@@ -36,6 +36,14 @@ class PlanSettings:
     min_channels: int = 1
     min_share: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.multiple != "auto" and (isinstance(self.multiple, str) or self.multiple < 1):
+            raise ValueError(f"multiple is {self.multiple!r}; give 'auto' or an int from 1")
+        if self.min_channels < 1:
+            raise ValueError(f"min_channels is {self.min_channels}; give an int from 1")
+        if not 0 <= self.min_share <= 1:
+            raise ValueError(f"min_share is {self.min_share}; give a share from 0 to 1")
+
 
 def plan(
     groups: ChannelGroups,
@@ -66,6 +74,8 @@ def choose(
     alive: Mask | None = None,
 ) -> Mask:
     """As `plan`, but from atoms that are still `alive` (num_atoms,) to those that stay."""
+    if len(scores.values) != groups.num_atoms:
+        raise ValueError(f"{len(scores.values)} scores for {groups.num_atoms} atoms")
     search = _Search(groups, scores, settings or PlanSettings(), alive)
     for cost, target, unit in (
         (CostModel.macs(groups), flops, "MACs"),
@@ -84,7 +94,7 @@ def smallest(groups: ChannelGroups, cost: CostModel, settings: PlanSettings) -> 
 
 
 def _absolute(target: float, cost: CostModel, unit: str) -> int:
-    if target <= 0:
+    if not target > 0:
         raise ValueError(f"a target of {target} {unit} is not positive")
     whole = cost.total(np.ones(cost.groups.num_atoms, dtype=np.bool_))
     # 1e-9: 0.6 * 10 must stay 6

@@ -109,6 +109,9 @@ def outputs_of(model: nn.Module, inputs: Any) -> list[Tensor]:
 def distance(reference: Iterable[Tensor], other: Iterable[Tensor]) -> float:
     """Largest difference over all outputs, each relative to its own largest value."""
     worst = 0.0
+    reference, other = list(reference), list(other)
+    if len(reference) != len(other):
+        raise ProofFailed(f"the pruned network gives {len(other)} outputs, not {len(reference)}")
     for a, b in zip(reference, other, strict=True):
         if a.shape != b.shape:
             raise ProofFailed(f"the pruned network gives {tuple(b.shape)}, not {tuple(a.shape)}")

@@ -7,6 +7,7 @@ shapes. It holds no score and no module.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,11 @@ class PrunePlan:
             for axis, positions in dims.items():
                 place = {p: i for i, p in enumerate(before.get(axis, range(shapes[name][axis])))}
                 kept.setdefault(name, {})[axis] = tuple(place[p] for p in positions)
-        return replace(self, kept=kept, shapes=shapes)
+        held = {(s.module, s.attribute, s.index): s.new for s in earlier.sizes}
+        sizes = tuple(
+            replace(s, old=held.get((s.module, s.attribute, s.index), s.old)) for s in self.sizes
+        )
+        return replace(self, kept=kept, shapes=shapes, sizes=sizes)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -124,10 +129,10 @@ class PrunePlan:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "PrunePlan":
         """Inverse of `to_dict`; raises PlanMismatch for anything else."""
-        if data.get("format") != "gbn-plan-1":
+        if not isinstance(data, Mapping) or data.get("format") != "gbn-plan-1":
             raise PlanMismatch("not a plan of this library: 'format' is not 'gbn-plan-1'")
         try:
-            return cls(
+            plan = cls(
                 kept={
                     name: {int(d): tuple(int(p) for p in k) for d, k in dims.items()}
                     for name, dims in data["kept"].items()
@@ -139,8 +144,24 @@ class PrunePlan:
                     GroupWidth(**{**g, "layers": tuple(g["layers"])}) for g in data["groups"]
                 ),
             )
+            plan._check_positions()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanMismatch(f"the plan is damaged: {error}") from error
+        return plan
+
+    def _check_positions(self) -> None:
+        for name, dims in self.kept.items():
+            if name not in self.shapes:
+                raise ValueError(f"{name!r} has kept positions but no shape")
+            for axis, kept in dims.items():
+                if not 0 <= axis < len(self.shapes[name]):
+                    raise ValueError(f"{name!r} of shape {self.shapes[name]} has no dim {axis}")
+                ascending = all(a < b for a, b in pairwise(kept))
+                if not kept or not ascending or kept[0] < 0 or kept[-1] >= self.shapes[name][axis]:
+                    raise ValueError(
+                        f"kept positions of dim {axis} of {name!r} are not ascending in "
+                        f"0 .. {self.shapes[name][axis] - 1}"
+                    )
 
     def save(self, path: Path | str) -> None:
         """Write as JSON."""

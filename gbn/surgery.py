@@ -6,6 +6,7 @@ Nothing is approximated: `gbn.proof` checks that the result equals the gated net
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ def apply_plan(model: nn.Module, plan: PrunePlan) -> nn.Module:
     """Reshape `model` in place to what the plan keeps, and return it.
 
     For a fresh instance of the class that was pruned: afterwards `load_state_dict` takes the pruned
-    weights. Raises PlanMismatch, before anything is changed, where a tensor is missing or has
-    another shape than the plan was made for.
+    weights. Raises PlanMismatch, before anything is changed, where a tensor or a size kept beside
+    the weights is missing or other than the plan was made for.
     """
     _check(model, plan)
     done: dict[int, Tensor] = {}
@@ -56,6 +57,17 @@ def _check(model: nn.Module, plan: PrunePlan) -> None:
             raise PlanMismatch(
                 f"the plan was made for {name!r} of shape {tuple(shape)}, "
                 f"here it is {tuple(tensors[name].shape)}"
+            )
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for change in plan.sizes:
+        held: Any = getattr(modules.get(change.module), change.attribute, None)
+        if change.index is not None:
+            inside = isinstance(held, tuple | list) and change.index < len(held)
+            held = held[change.index] if inside else None
+        if held != change.old:
+            raise PlanMismatch(
+                f"the plan was made for {change.attribute!r} = {change.old} on "
+                f"{change.module or 'the model itself'}, here it is {held}"
             )
 
 

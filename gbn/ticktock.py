@@ -13,9 +13,10 @@ from typing import Literal
 _CUT_PER_TICK = 0.9
 _MAX_TICKS = 20
 _TOCK_SHARE = 0.25
-_SCORE_SHARE = 0.05
+_SCORE_SHARE = 0.08  # of the budget goes into scores, unless it is very small
 _MAX_SCORE_BATCHES = 16
-_MIN_SCORE_BATCHES = 2
+_MIN_SCORE_BATCHES = 3
+_MIN_TICKS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,9 @@ def schedule(*, budget: int, target: float) -> tuple[Phase, ...]:
     ticks = min(max(math.ceil(math.log(target) / math.log(_CUT_PER_TICK)), 1), _MAX_TICKS)
     score = _MAX_SCORE_BATCHES
     if budget:
-        share = round(_SCORE_SHARE * budget / ticks)
-        score = min(max(share, _MIN_SCORE_BATCHES), _MAX_SCORE_BATCHES, max(budget // ticks, 1))
+        ticks = min(ticks, max(round(_SCORE_SHARE * budget), _MIN_TICKS), budget)
+        least = min(_MIN_SCORE_BATCHES, max(budget // (4 * ticks), 1))
+        score = min(max(round(_SCORE_SHARE * budget / ticks), least), _MAX_SCORE_BATCHES)
     left = max(budget - ticks * score, 0) if budget else 0
     tock = round(_TOCK_SHARE * left / ticks)
     phases = []

@@ -12,10 +12,11 @@ is frozen, so that no plan made from the result can crash or change the network'
 """
 
 import fnmatch
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from gbn.errors import TraceError
 from gbn.grouping import build_groups
 from gbn.groups import ChannelGroups
+from gbn.ids import Block
 from gbn.rules import Facts, Info, OpCall, rule_of, tensors_in
 from gbn.rules.elementwise import elementwise, is_elementwise
 from gbn.running import Visit, module_paths, run_model, tracing_mode
@@ -90,7 +92,8 @@ class Tracer(TorchDispatchMode):
         return known if known is not None else getattr(tensor, _INFO, Info())
 
     def _store(self, tensor: Tensor, info: Info) -> None:
-        setattr(tensor, _INFO, info)
+        if id(tensor) not in self._known:  # a parameter that is written into keeps its own ids
+            setattr(tensor, _INFO, info)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -135,16 +138,26 @@ class Tracer(TorchDispatchMode):
 def _freeze_matching(tracer: Tracer, model: nn.Module, patterns: Sequence[str]) -> None:
     names = [name for name, _ in model.named_modules() if name]
     for pattern in patterns:
-        matched = {
-            name
-            for name in names
-            if fnmatch.fnmatchcase(name, pattern) or name.startswith(f"{pattern}.")
-        }
-        if not matched:
+        chosen = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not chosen:
             raise TraceError(
                 f"--freeze {pattern!r} matches no module; names look like {', '.join(names[:3])}"
             )
-        for block in tracer.facts.space.blocks:
-            if block.start in tracer.facts.produced and block.origin in matched:
-                rows = torch.arange(block.start, block.start + block.size).numpy()[None]
-                tracer.facts.space.freeze(rows, f"matched by --freeze {pattern}")
+        inside = tuple(f"{name}." for name in chosen)
+        blocks = [
+            block
+            for block in _output_blocks(tracer.facts)
+            if block.origin in chosen or block.origin.startswith(inside)
+        ]
+        if not blocks:
+            raise TraceError(f"--freeze {pattern!r} matches no module with channels of its own")
+        for block in blocks:
+            rows = np.arange(block.start, block.start + block.size, dtype=np.int64)[None]
+            tracer.facts.space.freeze(rows, f"matched by --freeze {pattern}")
+
+
+def _output_blocks(facts: Facts) -> list[Block]:
+    """Widths that layers write: outputs of weights, and tensors of one dimension (a norm's)."""
+    parameters = [block for block in facts.space.blocks if block.tensor is not None]
+    num_dims = Counter(block.tensor for block in parameters)
+    return [b for b in parameters if b.start in facts.produced or num_dims[b.tensor] == 1]

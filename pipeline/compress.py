@@ -131,6 +131,9 @@ class Compressor:
             settings=self._goal.settings,
             alive=now.alive,
         )
+        if (alive == now.alive).all():
+            self._console.say(f"{label}: the last cut went far enough already")
+            return
         step = self.plan(alive).after(self.plan(now.alive))
         small = gbn.prune(now.model, step)
         proof = gbn.prove(now.model, step, small, self._probe)
@@ -139,6 +142,8 @@ class Compressor:
                 f"{label}: the pruned network differs from the gated one by "
                 f"{proof.max_abs_diff:.2e} of the output's scale (allowed {proof.tolerance:.0e})"
             )
+        if proof.vacuous:
+            self._console.warn(f"{label}: the cut changes no output on the probes: nothing proven")
         now.surgery.append(
             {
                 "name": label,

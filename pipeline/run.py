@@ -131,7 +131,7 @@ def _finish(
     exporters.export_program(model, (torch.zeros(2, *loaded.input_size),), run.path / "model.pt2")
     run.write("plan.json", plan.save)
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
-    run.write("weights.safetensors", lambda to: safetensors.torch.save_file(state, to))
+    run.write("weights.safetensors", lambda to: _write_bytes(to, safetensors.torch.save(state)))
     stages.append({"name": "export", "seconds": round(monotonic() - began, 2)})
 
     console.stage("verify")
@@ -149,6 +149,10 @@ def _finish(
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
 
 
 def _group_row(group: Any) -> dict[str, Any]:

@@ -119,7 +119,7 @@ class Trainer:
         Goes on from `progress`, and saves it after each pass over the training set. Raises
         CompressError when the loss is not finite.
         """
-        self._fabric.to_device(model).train()
+        learn_in_leaves(self._fabric.to_device(model))
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(
             _decay_groups(model), lr=self._settings.peak_lr, momentum=_MOMENTUM, nesterov=True
@@ -159,7 +159,7 @@ class Trainer:
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
-        self._fabric.to_device(model).train()
+        learn_in_leaves(self._fabric.to_device(model))
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over the batches
@@ -222,6 +222,17 @@ class _Frozen:
     def __exit__(self, *_: object) -> None:
         for parameter, flag in self._before:
             parameter.requires_grad_(flag)
+
+
+def learn_in_leaves(model: nn.Module) -> None:
+    """Training mode for layers, eval mode for what holds them.
+
+    Layers such as norms and dropout must know that they are being trained. A network that asks
+    itself would run auxiliary heads, which the deployed graph does not have and no cut has seen.
+    """
+    for module in model.modules():
+        is_layer = isinstance(module, nn.modules.batchnorm._NormBase)
+        module.training = is_layer or next(module.children(), None) is None
 
 
 def lr_share(phase: Phase, step: int) -> float:

@@ -211,7 +211,9 @@ def _reduced(call: OpCall, x: Tensor) -> set[int]:
     )
 
 
-@register_rule(aten._softmax, aten._log_softmax, aten.cumsum, aten.sort, aten.topk)
+@register_rule(
+    aten._softmax, aten._safe_softmax, aten._log_softmax, aten.cumsum, aten.sort, aten.topk
+)
 def _along(call: OpCall) -> None:
     """Along one dimension: channels there stay, others pass with an unknown dead value."""
     x = call.args[0]

@@ -1,0 +1,223 @@
+"""Targets are met and never overshot; constraints hold; what cannot be reached is refused."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gbn
+
+X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Net(nn.Module):
+    def __init__(self, widths=(32, 48, 40)):
+        super().__init__()
+        a, b, c = widths
+        self.one, self.n1 = nn.Conv2d(3, a, 3, padding=1), nn.BatchNorm2d(a)
+        self.two, self.n2 = nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b)
+        self.three, self.n3 = nn.Conv2d(b, c, 3, padding=1), nn.BatchNorm2d(c)
+        self.last = nn.Linear(c, 4)
+
+    def forward(self, x):
+        x = F.relu(self.n1(self.one(x)))
+        x = F.relu(self.n2(self.two(x)))
+        x = F.relu(self.n3(self.three(x)))
+        return self.last(x.mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16)
+        self.grouped = nn.Conv2d(16, 16, 3, groups=4)
+        self.last = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x):
+        return self.last(F.relu(self.grouped(F.relu(self.norm(self.stem(x))))))
+
+
+def random_scores(groups, seed):
+    return gbn.Scores(np.random.default_rng(seed).random(groups.num_atoms), "random")
+
+
+def cost_after(model, groups, plan, kind="macs"):
+    small = gbn.prune(model, plan)
+    if kind == "params":
+        return sum(p.numel() for p in small.parameters())
+    again = gbn.trace(small, X)
+    return gbn.CostModel.macs(again).total(np.ones(again.num_atoms, dtype=np.bool_))
+
+
+def whole(groups, kind="macs"):
+    cost = gbn.CostModel.macs(groups) if kind == "macs" else gbn.CostModel.params(groups)
+    return cost.total(np.ones(groups.num_atoms, dtype=np.bool_))
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    model = Net()
+    return model, gbn.trace(model, X)
+
+
+def widths(plan):
+    return {group.name: group.size_after for group in plan.groups}
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("share", [0.95, 0.8, 0.6, 0.5, 0.33, 0.1])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_targets_are_met_and_not_undershot_by_more_than_two_percent(kind, share, seed, net):
+    model, groups = net
+    target = {"flops" if kind == "macs" else "params": share}
+    plan = gbn.plan(groups, random_scores(groups, seed), **target)
+    after, before = cost_after(model, groups, plan, kind), whole(groups, kind)
+    assert after <= share * before
+    assert after >= (share - 0.02) * before
+
+
+def test_absolute_targets_are_counts(net):
+    model, groups = net
+    plan = gbn.plan(groups, random_scores(groups, 0), flops=1_000_000)
+    assert 1_000_000 - 0.02 * whole(groups) <= cost_after(model, groups, plan) <= 1_000_000
+    plan = gbn.plan(groups, random_scores(groups, 0), params=20_000)
+    assert cost_after(model, groups, plan, "params") <= 20_000
+
+
+def test_both_targets_hold(net):
+    model, groups = net
+    plan = gbn.plan(groups, random_scores(groups, 0), flops=0.7, params=0.4)
+    assert cost_after(model, groups, plan) <= 0.7 * whole(groups)
+    assert cost_after(model, groups, plan, "params") <= 0.4 * whole(groups, "params")
+
+
+def test_a_target_of_everything_removes_nothing(net):
+    _, groups = net
+    plan = gbn.plan(groups, random_scores(groups, 0), flops=1.0)
+    assert plan.kept == {}
+    assert gbn.plan(groups, random_scores(groups, 0)).kept == {}
+
+
+def test_the_same_scores_give_the_same_plan(net):
+    model, groups = net
+    plans = [gbn.plan(groups, random_scores(groups, 3), flops=0.5) for _ in range(2)]
+    again = gbn.plan(gbn.trace(model, X), random_scores(groups, 3), flops=0.5)
+    assert plans[0] == plans[1] == again
+
+
+def test_lowest_scores_of_a_width_go_first(net):
+    _, groups = net
+    values = np.arange(groups.num_atoms, dtype=float)
+    plan = gbn.plan(groups, gbn.Scores(values, "rank"), flops=0.5)
+    for name, size in (("one", 32), ("two", 48), ("three", 40)):
+        dim = groups.dims[next(g.dim for g in groups.groups if g.name == name)]
+        kept = plan.kept.get(f"{name}.weight", {}).get(0, tuple(range(size)))
+        ranks = np.empty(size)
+        ranks[dim.positions] = values[dim.atoms]
+        gone = sorted(set(range(size)) - set(kept))
+        if gone:
+            assert max(ranks[gone]) < min(ranks[list(kept)])
+
+
+def test_a_worthless_layer_is_cut_rather_than_a_precious_one(net):
+    _, groups = net
+    values = np.ones(groups.num_atoms)
+    two = next(g for g in groups.groups if g.name == "two")
+    values[list(two.atoms)] = 1e-6
+    plan = gbn.plan(groups, gbn.Scores(values, "set"), flops=0.5)
+    assert widths(plan) == {"one": 32, "two": 23, "three": 40, "last": 4}
+
+
+@pytest.mark.parametrize("multiple", [2, 4, 8])
+def test_widths_are_multiples(multiple, net):
+    model, groups = net
+    plan = gbn.plan(
+        groups, random_scores(groups, 0), flops=0.5, settings=gbn.PlanSettings(multiple=multiple)
+    )
+    assert all(widths(plan)[name] % multiple == 0 for name in ("one", "two", "three"))
+    assert cost_after(model, groups, plan) <= 0.5 * whole(groups)
+
+
+def test_an_odd_width_is_cut_to_a_multiple():
+    torch.manual_seed(0)
+    groups = gbn.trace(Net((30, 50, 42)), X)
+    plan = gbn.plan(groups, random_scores(groups, 0), flops=0.4,
+                    settings=gbn.PlanSettings(multiple=8))  # fmt: skip
+    after = widths(plan)
+    changed = [n for n, size in (("one", 30), ("two", 50), ("three", 42)) if after[n] != size]
+    assert changed and all(after[name] % 8 == 0 for name in changed)
+
+
+def test_auto_takes_an_eighth_of_the_width_at_most():
+    torch.manual_seed(0)
+    groups = gbn.trace(Net((16, 64, 40)), X)
+    plan = gbn.plan(groups, random_scores(groups, 0), flops=0.4,
+                    settings=gbn.PlanSettings(multiple="auto"))  # fmt: skip
+    after = widths(plan)
+    assert after["one"] % 2 == 0 and after["two"] % 8 == 0 and after["three"] % 4 == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "least"),
+    [
+        (gbn.PlanSettings(min_channels=12), (12, 12, 12)),
+        (gbn.PlanSettings(), (4, 5, 4)),  # a tenth, rounded up
+        (gbn.PlanSettings(min_share=0.25), (8, 12, 10)),
+        (gbn.PlanSettings(min_channels=1, min_share=0.0), (1, 1, 1)),
+        (gbn.PlanSettings(min_channels=40), (32, 40, 40)),
+        (gbn.PlanSettings(min_channels=12, multiple=8), (16, 16, 16)),
+    ],
+)  # fmt: skip
+def test_each_width_keeps_its_least_and_the_smallest_is_reachable(settings, least, net):
+    model, groups = net
+    cost = gbn.CostModel.macs(groups)
+    a, b, c = least
+    expected = 64 * (27 * a + 9 * a * b + 9 * b * c) + 4 * c
+    reachable = gbn.smallest(groups, cost, settings)
+    assert reachable == expected
+    plan = gbn.plan(groups, random_scores(groups, 0), flops=expected, settings=settings)
+    assert tuple(widths(plan)[name] for name in ("one", "two", "three")) == least
+    with pytest.raises(gbn.UnreachableTarget, match=f"smallest reachable is {expected:,} "):
+        gbn.plan(groups, random_scores(groups, 0), flops=expected - 1, settings=settings)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_smallest_that_a_refusal_states_is_reachable_with_grouped_layers(seed):
+    torch.manual_seed(0)
+    groups = gbn.trace(Grouped(), X)
+    scores = random_scores(groups, seed)
+    with pytest.raises(gbn.UnreachableTarget) as caught:
+        gbn.plan(groups, scores, flops=1)  # an int of 1 is one whole: see below
+        gbn.plan(groups, scores, flops=2)
+    text = str(caught.value)
+    stated = int(text.split("smallest reachable is ")[1].split(" ")[0].replace(",", ""))
+    gbn.plan(groups, scores, flops=stated)
+
+
+def test_a_network_that_cannot_shrink_says_so():
+    groups = gbn.trace(nn.Conv2d(3, 4, 1), X)
+    with pytest.raises(gbn.UnreachableTarget, match=r"smallest reachable is 768 \(100.0% of 768\)"):
+        gbn.plan(groups, gbn.Scores(np.zeros(0), "none"), flops=0.5)
+
+
+@pytest.mark.parametrize("target", [0, -1, -0.5, float("nan")])
+def test_targets_that_are_not_positive_are_refused(target, net):
+    _, groups = net
+    with pytest.raises(ValueError, match="is not positive"):
+        gbn.plan(groups, random_scores(groups, 0), flops=target)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"multiple": 0}, {"multiple": "often"}, {"min_channels": 0}, {"min_share": 1.5}]
+)
+def test_settings_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
+        gbn.PlanSettings(**wrong)
+
+
+def test_scores_for_other_groups_are_refused(net):
+    _, groups = net
+    with pytest.raises(ValueError, match=r"3 scores for \d+ atoms"):
+        gbn.plan(groups, gbn.Scores(np.ones(3), "few"), flops=0.5)
