@@ -36,6 +36,12 @@ class PlanSettings:
     min_channels: int = 1
     min_share: float = 0.1
 
+    def multiple_of(self, width: int) -> int:
+        """The multiple for a width of `width` channels."""
+        if isinstance(self.multiple, int):
+            return self.multiple
+        return next(m for m in (8, 4, 2, 1) if m * 8 <= width or m == 1)
+
     def __post_init__(self) -> None:
         if self.multiple != "auto" and (isinstance(self.multiple, str) or self.multiple < 1):
             raise ValueError(f"multiple is {self.multiple!r}; give 'auto' or an int from 1")
@@ -157,17 +163,17 @@ class _Search:
         saving = self._per_bundle(cost.saving(self.alive))
         useful = np.flatnonzero(self._open & (saving > 0))
         order = useful[np.argsort(self._scores[useful] / saving[useful], kind="stable")]
-        fitting = order[saving[order] <= room]
-        if not len(fitting):  # all are too coarse: overshoot as little as can be
-            fitting = useful[np.argsort(saving[useful], kind="stable")]
-            step = 0.0
         saved = 0.0
-        for index in fitting:
-            if self._take(int(index)):
+        for index in order:
+            if saving[index] <= room - saved and self._take(int(index)):
                 saved += saving[index]
                 if saved >= step:
-                    return True
-        return saved > 0
+                    break
+        if saved > 0:
+            return True
+        # what is left is too coarse: overshoot as little as can be
+        coarse = useful[np.argsort(saving[useful], kind="stable")]
+        return any(self._take(int(index)) for index in coarse if self._open[index])
 
     def _take(self, index: int) -> bool:
         """Remove a bundle unless a width would fall below its least; then never try it again."""
@@ -217,15 +223,9 @@ def _bundles(
             alike.setdefault(key, []).append(atom)
         for members in alike.values():
             atoms = np.array(sorted(members, key=lambda a: (scores[a], a)), dtype=np.int64)
-            multiple = _multiple(len(atoms), settings.multiple)
+            multiple = settings.multiple_of(len(atoms))
             start = 0
             while start < len(atoms):
                 end = start + ((len(atoms) - start) % multiple or multiple)
                 yield atoms[start:end]
                 start = end
-
-
-def _multiple(width: int, setting: int | str) -> int:
-    if isinstance(setting, int):
-        return setting
-    return next(m for m in (8, 4, 2, 1) if m * 8 <= width or m == 1)

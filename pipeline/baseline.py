@@ -20,7 +20,8 @@ from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data, DataRequest, load_data
 from pipeline.errors import UsageError
-from pipeline.importers import LoadedModel, ModelSource, load_model
+from pipeline.importers import LoadedModel, load_model
+from pipeline.importers.source import model_source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +51,7 @@ def export_request(
 def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> Baseline:
     """Load, export, measure and trace the model; files go into `scratch`."""
     console.stage("import")
-    size = config.model.input_size
-    loaded = load_model(
-        ModelSource(
-            path=config.model.path,
-            arch=config.model.arch,
-            input_size=None if size is None else (size[0], size[1], size[2]),
-            trust_pickle=config.model.trust_pickle,
-        )
-    )
+    loaded = load_model(model_source(config.model))
     console.say(loaded.description)
     for warning in loaded.warnings:
         console.warn(warning)

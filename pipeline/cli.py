@@ -16,7 +16,12 @@ from click_default_group import DefaultGroup
 
 from pipeline.cli_errors import RunState, guarded, terminated_as_interrupted
 from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PROVIDERS
-from pipeline.config_file import DEFAULT_EPOCHS, build_config, read_config_file
+from pipeline.config_file import (
+    DEFAULT_EPOCHS,
+    build_config,
+    inspect_request,
+    read_config_file,
+)
 
 EXAMPLE = """\
 Example:
@@ -188,6 +193,46 @@ def _standard_output_kept(kept: bool) -> Iterator[None]:
         yield
 
 
+INSPECT_HELP = """\
+What can be pruned in MODEL, what cannot and why; nothing is trained or written.
+
+\b
+Example:
+  compress inspect --arch torchvision:resnet50 weights.pt
+"""
+
+
+@click.command("inspect", help=INSPECT_HELP)
+@click.argument("model")
+@click.option("--arch", metavar="WHERE:NAME", help="Builds the network of a state dict.")
+@click.option("--input-size", metavar="C,H,W", help="Default: the model's own.")
+@click.option("--trust-pickle", is_flag=True, help="Let a pickled model run its code.")
+@click.option("--target-flops", metavar="KEEP", default="0.5", help="Of the equal cut shown.")
+@click.option("--channel-multiple", metavar="auto|N", default="auto", help="Of the widths.")
+@click.option("--freeze", multiple=True, metavar="PATTERN", help=FREEZE_HELP)
+@click.option("-v", "--verbose", is_flag=True, help="Tracebacks of errors.")
+@click.option("--json", "as_json", is_flag=True, help="JSON alone on standard output.")
+@click.pass_obj
+def inspect(state: RunState, /, **options: Any) -> int:
+    """Trace the model and show its groups."""
+    state.verbose = bool(options["verbose"])
+    request = inspect_request(options)
+
+    import json
+
+    from pipeline.console import RunConsole
+    from pipeline.inspect import inspect_model, show
+
+    with _standard_output_kept(options["as_json"]):
+        found = inspect_model(request)
+    if options["as_json"]:
+        click.echo(json.dumps(found.to_dict(), indent=2))
+    else:
+        show(found, RunConsole())
+    return 0
+
+
 main = CompressGroup(name="compress", default="prune", no_args_is_help=False)
 main.add_command(prune)
+main.add_command(inspect)
 click.version_option(package_name="gbn-compress", prog_name="compress")(main)

@@ -281,6 +281,18 @@ class RunConfig:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """What `compress inspect` is asked to show."""
+
+    model: ModelConfig
+    """The model and how to build it."""
+    constraints: ConstraintConfig
+    """As in the main job: the multiple and the frozen modules."""
+    equal_cut: Target
+    """Cost at which an equal cut of every width is shown."""
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hex. Raises OSError where it cannot be read."""
     with path.open("rb") as file:

@@ -16,6 +16,7 @@ from pipeline.config import (
     ConstraintConfig,
     DataConfig,
     DeployConfig,
+    InspectConfig,
     ModelConfig,
     RecoveryConfig,
     RunConfig,
@@ -150,22 +151,36 @@ def build_config(options: Mapping[str, Any]) -> RunConfig:
         distill=not given.get("no_distill", False),
         **_picked(given, "lr", "seed"),
     )
-    constraints = _picked(given, "min_channels")
-    if "freeze" in given:
-        constraints["freeze"] = tuple(given["freeze"])
-    if "channel_multiple" in given:
-        constraints["channel_multiple"] = _channel_multiple(str(given["channel_multiple"]))
     return RunConfig(
         model=ModelConfig(path=path, **_model_options(given)),
         target=_target_config(given),
         data=_data_config(given),
         recovery=recovery,
-        constraints=ConstraintConfig(**constraints),
+        constraints=_constraints(given),
         deploy=DeployConfig(**_picked(given, "provider", "opset")),
         out=Path(given["out"]) if "out" in given else path.with_name(f"{path.stem}-compressed"),
         verbosity=int(given.get("verbose", False)) - int(given.get("quiet", False)),
         **_picked(given, "resume", "device", "dry_run", "json"),
     )
+
+
+def inspect_request(options: Mapping[str, Any]) -> InspectConfig:
+    """The `InspectConfig` of option values; raises UsageError as `build_config` does."""
+    given = {name: value for name, value in options.items() if value is not None}
+    return InspectConfig(
+        model=ModelConfig(path=Path(given["model"]), **_model_options(given)),
+        constraints=_constraints(given),
+        equal_cut=Target.parse(given["target_flops"], "--target-flops"),
+    )
+
+
+def _constraints(given: Mapping[str, Any]) -> ConstraintConfig:
+    constraints = _picked(given, "min_channels")
+    if "freeze" in given:
+        constraints["freeze"] = tuple(given["freeze"])
+    if "channel_multiple" in given:
+        constraints["channel_multiple"] = _channel_multiple(str(given["channel_multiple"]))
+    return ConstraintConfig(**constraints)
 
 
 def _picked(given: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def _randomise(model: nn.Module, seed: int = 0) -> nn.Module:
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if not tensor.is_floating_point():
                 continue
-            if name.endswith("running_mean") or name.endswith("bias"):
+            if name.endswith(("running_mean", "bias")):
                 tensor.copy_(uniform(tensor.shape, -0.7, 0.7))
             elif name.endswith("running_var"):
                 tensor.copy_(uniform(tensor.shape, 0.5, 2.0))

@@ -136,7 +136,7 @@ class Attention(nn.Module):
 
     def forward(self, x):
         x = F.relu(self.patch(x).flatten(2).transpose(1, 2))
-        n, tokens, dim = x.shape
+        n, tokens, _ = x.shape
         qkv = self.qkv(x).reshape(n, tokens, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
         weights = (q @ k.transpose(-2, -1) * 0.5).softmax(-1)

@@ -90,9 +90,7 @@ class Normed(nn.Module):
      (nn.GroupNorm(1, 8), False)],
     ids=str,
 )  # fmt: skip
-def test_norms_with_statistics_over_channels_freeze_them(
-    norm, last_dim, prune_and_prove, group_of
-):
+def test_norms_with_statistics_over_channels_freeze_them(norm, last_dim, prune_and_prove, group_of):
     result = prune_and_prove(Normed(norm, last_dim), X, flops=0.9)
     stem = group_of(result.groups, "stem")
     assert stem.frozen
@@ -102,7 +100,12 @@ def test_norms_with_statistics_over_channels_freeze_them(
 
 @pytest.mark.parametrize(
     "norm",
-    [nn.BatchNorm2d(8), nn.GroupNorm(8, 8), nn.InstanceNorm2d(8), nn.InstanceNorm2d(8, affine=True)],
+    [
+        nn.BatchNorm2d(8),
+        nn.GroupNorm(8, 8),
+        nn.InstanceNorm2d(8),
+        nn.InstanceNorm2d(8, affine=True),
+    ],
     ids=str,
 )
 def test_norms_of_each_channel_alone_follow_it(norm, prune_and_prove, group_of):

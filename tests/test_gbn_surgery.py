@@ -170,7 +170,7 @@ def test_a_model_without_the_sizes_is_refused_before_anything_changes(made):
         (lambda d: d | {"kept": {"stem.weight": {"7": [0, 1]}}}, "the plan is damaged"),
         (lambda d: d | {"kept": {"stranger": {"0": [0, 1]}}}, "the plan is damaged"),
         (lambda d: [d], "not a plan of this library"),
-        (lambda d: "plan", "not a plan of this library"),
+        (lambda _: "plan", "not a plan of this library"),
     ],
 )  # fmt: skip
 def test_damaged_plans_are_refused(damage, text, made, tmp_path):

@@ -137,7 +137,7 @@ class TwoInputs(nn.Module):
         return {"main": self.head(x), "more": [self.aux(x), x.mean()], "count": 3}
 
 
-def test_several_inputs_and_nested_outputs(prune_and_prove, group_of):
+def test_several_inputs_and_nested_outputs(group_of):
     inputs = {"image": X, "depth": torch.randn(2, 2, 8, 8), "scale": 2.0}
     groups = gbn.trace(TwoInputs(), inputs)
     assert set(group_of(groups, "a.0").layers) == {"a.0", "b.0"}
@@ -236,7 +236,7 @@ def test_an_attribute_that_a_view_reads_follows(prune_and_prove):
     assert result.model.width == 6
 
 
-def test_a_forward_that_computes_in_float32_is_traced(prune_and_prove, randomised):
+def test_a_forward_that_computes_in_float32_is_traced(prune_and_prove):
     class Casts(Plain):
         def forward(self, x):
             x = F.relu(self.one(x)).float().to(x.dtype)

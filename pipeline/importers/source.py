@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
+from pipeline.config import ModelConfig
 from pipeline.errors import UsageError
 
 
@@ -31,6 +32,17 @@ class ModelSource:
                 f"--input-size {given}: needs three positive whole numbers, "
                 "channels,height,width, as in 3,224,224"
             )
+
+
+def model_source(config: ModelConfig) -> ModelSource:
+    """The model part of a run's settings, as the importers take it."""
+    size = config.input_size
+    return ModelSource(
+        path=config.path,
+        arch=config.arch,
+        input_size=None if size is None else (size[0], size[1], size[2]),
+        trust_pickle=config.trust_pickle,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

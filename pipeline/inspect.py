@@ -1,0 +1,168 @@
+"""`compress inspect`: what can be pruned, what cannot and why, before any training.
+
+Enters: a model file and its example inputs. Leaves: an `Inspection`, plain values for a table or
+JSON. Refused: what the importers refuse, and inputs that the model does not run on.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Group as Lines
+from rich.table import Table
+from rich.text import Text
+
+import gbn
+from gbn.groups import Mask
+from pipeline.config import InspectConfig
+from pipeline.console import RunConsole
+from pipeline.importers import load_model
+from pipeline.importers.source import model_source
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRow:
+    """One width of the network. `macs_share`: of all MACs, those that shrink with it."""
+
+    name: str
+    layers: tuple[str, ...]
+    size: int
+    num_prunable: int
+    macs_share: float
+    multiple: int
+    equal_cut_keeps: int
+    frozen: bool
+    reason: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """`smallest_flops_kept`: least share of the MACs that any plan can reach."""
+
+    description: str
+    num_macs: int
+    num_params: int
+    num_frozen_params: int
+    smallest_flops_kept: float
+    equal_cut: float
+    groups: tuple[GroupRow, ...]
+    unknown_ops: dict[str, tuple[str, ...]]
+    hard_coded: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form."""
+        return dataclasses.asdict(self)
+
+
+def inspect_model(config: InspectConfig) -> Inspection:
+    """Load and trace a model; nothing is written. Raises as the importers and the tracer do."""
+    loaded = load_model(model_source(config.model))
+    generator = torch.Generator().manual_seed(0)
+    example = torch.randn(1, *loaded.input_size, generator=generator)
+    groups = gbn.trace(loaded.module, example, freeze=config.constraints.freeze)
+    macs = gbn.CostModel.macs(groups)
+    everything = np.ones(groups.num_atoms, dtype=np.bool_)
+    settings = gbn.PlanSettings(
+        multiple=config.constraints.channel_multiple,
+        min_channels=config.constraints.min_channels,
+    )
+    whole = macs.total(everything)
+    alive = _equal_cut(groups, macs, config.equal_cut.fraction(whole))
+    params = list(loaded.module.parameters())
+    warnings = list(loaded.warnings)
+    if not groups.num_atoms:
+        warnings.append("nothing can be pruned: every group is frozen, see the reasons")
+    return Inspection(
+        description=loaded.description,
+        num_macs=whole,
+        num_params=sum(p.numel() for p in params),
+        num_frozen_params=sum(p.numel() for p in params if not p.requires_grad),
+        smallest_flops_kept=gbn.smallest(groups, macs, settings) / max(whole, 1),
+        equal_cut=macs.total(alive) / max(whole, 1),
+        groups=tuple(_row(groups, macs, group, alive, settings) for group in groups.groups),
+        unknown_ops=groups.unknown_ops,
+        hard_coded=groups.hard_coded,
+        warnings=tuple(warnings),
+    )
+
+
+def _equal_cut(groups: gbn.ChannelGroups, macs: gbn.CostModel, keep: float) -> Mask:
+    """The largest equal share of every group whose MACs are at or under `keep` of all."""
+    whole = macs.total(np.ones(groups.num_atoms, dtype=np.bool_))
+    low, high = 0.0, 1.0
+    best = _share(groups, 0.0)
+    for _ in range(20):
+        middle = (low + high) / 2
+        alive = _share(groups, middle)
+        if macs.total(alive) <= keep * whole:
+            low, best = middle, alive
+        else:
+            high = middle
+    return best
+
+
+def _share(groups: gbn.ChannelGroups, share: float) -> Mask:
+    alive = np.zeros(groups.num_atoms, dtype=np.bool_)
+    for group in groups.groups:
+        # spread over the group, so that parts of it that lie in fewer layers are cut alike
+        count = max(round(share * len(group.atoms)), 1)
+        chosen = np.linspace(0, len(group.atoms) - 1, count).round().astype(int)
+        alive[[group.atoms[i] for i in np.unique(chosen)] if group.atoms else []] = True
+    return alive
+
+
+def _row(
+    groups: gbn.ChannelGroups,
+    macs: gbn.CostModel,
+    group: gbn.Group,
+    alive: Mask,
+    settings: gbn.PlanSettings,
+) -> GroupRow:
+    own = set(group.atoms)
+    terms = macs.per_term(groups.counts(np.ones(groups.num_atoms, dtype=np.bool_)))
+    touched = [any(own & set(groups.dims[d].atoms.tolist()) for d in dims) for dims in macs.dims]
+    kept = group.size if group.dim < 0 else len(groups.dims[group.dim].kept(alive))
+    return GroupRow(
+        name=group.name,
+        layers=group.layers,
+        size=group.size,
+        num_prunable=group.size - group.num_fixed,
+        macs_share=float(terms[touched].sum() / max(terms.sum(), 1)),
+        multiple=settings.multiple_of(len(group.atoms)),
+        equal_cut_keeps=kept,
+        frozen=group.frozen,
+        reason=group.reason,
+    )
+
+
+def show(inspection: Inspection, console: RunConsole) -> None:
+    """The table for a terminal."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("group", "layers", "width", "prunable", "MACs", "multiple"):
+        table.add_column(heading, justify="left" if heading == "group" else "right")
+    table.add_column(f"equal cut to {inspection.equal_cut:.0%}", justify="right")
+    table.add_column("why not")
+    for row in inspection.groups:
+        why = (row.reason or "") if row.num_prunable < row.size else ""
+        table.add_row(
+            Text(row.name), str(len(row.layers)), str(row.size), str(row.num_prunable),
+            f"{row.macs_share:.1%}", str(row.multiple), str(row.equal_cut_keeps), Text(why),
+        )  # fmt: skip
+    frozen = sum(row.frozen for row in inspection.groups)
+    lines = [
+        inspection.description,
+        f"{inspection.num_macs / 1e6:,.1f} M MACs, {inspection.num_params:,} parameters, "
+        f"{len(inspection.groups)} groups of channels, {frozen} of them frozen",
+        f"smallest reachable: {inspection.smallest_flops_kept:.1%} of the MACs",
+    ]
+    if inspection.num_frozen_params:
+        lines.append(f"{inspection.num_frozen_params:,} parameters do not learn (requires_grad)")
+    for op, modules in inspection.unknown_ops.items():
+        lines.append(f"no rule for {op}, in {', '.join(m or 'the model itself' for m in modules)}")
+    lines += [f"frozen: {place}" for place in inspection.hard_coded]
+    console.result(Lines(table, "", *(Text(line) for line in lines)))
+    for warning in inspection.warnings:
+        console.warn(warning)
