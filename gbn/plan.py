@@ -216,14 +216,15 @@ def _bundles(
     lost = positions_lost(groups, np.ones(groups.num_atoms, dtype=np.bool_)).tocsc()
     for group in groups.groups:
         alike: dict[bytes, list[int]] = {}
-        for atom in (a for a in group.atoms if alive[a]):
+        for atom in group.atoms:
             column = slice(lost.indptr[atom], lost.indptr[atom + 1])
             order = np.argsort(lost.indices[column])
             key = lost.indices[column][order].tobytes() + lost.data[column][order].tobytes()
             alike.setdefault(key, []).append(atom)
         for members in alike.values():
-            atoms = np.array(sorted(members, key=lambda a: (scores[a], a)), dtype=np.int64)
-            multiple = settings.multiple_of(len(atoms))
+            left = [atom for atom in members if alive[atom]]
+            atoms = np.array(sorted(left, key=lambda a: (scores[a], a)), dtype=np.int64)
+            multiple = settings.multiple_of(len(members))
             start = 0
             while start < len(atoms):
                 end = start + ((len(atoms) - start) % multiple or multiple)

@@ -58,7 +58,7 @@ def trace(model: nn.Module, example_inputs: Any, *, freeze: Sequence[str] = ()) 
         fault = find_fault(model, groups, tracer.records, example_inputs, seed=attempt)
         if fault is None:
             return groups
-        hard_coded.append(freeze_fault(fault, groups, tracer.facts, tracer.records))
+        hard_coded.append(freeze_fault(fault, groups, tracer.facts, tracer.records, hard_coded))
     raise TraceError(
         f"after {_MAX_TRIALS} trials a cut still changes what the network computes; the last place "
         f"was: {hard_coded[-1]}. Freeze that part with --freeze"

@@ -6,8 +6,10 @@ have the size that the ids say, and the outputs must equal the gated network's. 
 op that disagrees is frozen, with the line of code as the reason, and the next cut is tried.
 """
 
+import math
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -163,29 +165,46 @@ class _ShapeWatch(TorchDispatchMode):
 
 
 class _Sums(TorchDispatchMode):
-    """One number per op: the sum of what survives, to find where two networks part."""
+    """One number per op: the sum of what survives, to find where two networks part.
+
+    Run in another precision than the record, a network may cast more or less often: ops are
+    matched by name, and casts that the record lacks are passed over.
+    """
 
     def __init__(self, records: list[OpRecord], expected: _Expected | None) -> None:
         super().__init__()
         self._records = records
         self._expected = expected
-        self.sums: list[float] = []
-        self.places: list[str] = []
+        self._next = 0
+        self.sums: dict[int, float] = {}  # by index into the records
+        self.places: dict[int, str] = {}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        record = self._records[len(self.sums)]
+        index = self._match(str(func))
+        if index is None:
+            return out
+        record = self._records[index]
         total = 0.0
         for tensor, ids in zip(tensors_in(out), record.outputs, strict=True):
             if self._expected is not None:
                 tensor = self._expected.select(tensor, ids)
             known = tensor.is_floating_point() and "empty" not in record.op
             total += float(tensor.abs().sum()) if known else 0.0
-        self.sums.append(total)
-        self.places.append(_place(sys._getframe(1)))
+        self.sums[index] = total
+        self.places[index] = _place(sys._getframe(1))
         return out
+
+    def _match(self, op: str) -> int | None:
+        for index in range(self._next, len(self._records)):
+            if self._records[index].op == op:
+                self._next = index + 1
+                return index
+            if "_to_copy" in op or "_to_copy" not in self._records[index].op:
+                return None
+        return None
 
 
 def _first_difference(
@@ -197,23 +216,34 @@ def _first_difference(
         with tracing_mode(model), sums:
             run_model(model, inputs)
         runs.append(sums)
-    for index, (a, b) in enumerate(zip(runs[0].sums, runs[1].sums, strict=True)):
+    for index, a in runs[0].sums.items():
+        b = runs[1].sums.get(index, math.nan)
         if not abs(a - b) <= 1e-5 * max(abs(a), abs(b)):
-            return Fault(index, None, runs[1].places[index])
+            return Fault(index, None, runs[0].places[index])
     return Fault(len(records) - 1, None, "the output")
 
 
-def freeze_fault(fault: Fault, groups: ChannelGroups, facts: Facts, records: list[OpRecord]) -> str:
+def freeze_fault(
+    fault: Fault,
+    groups: ChannelGroups,
+    facts: Facts,
+    records: list[OpRecord],
+    tried: Sequence[str],
+) -> str:
     """Freeze what meets the faulty op; returns the reason.
 
-    First the ids that ops at this place issued themselves (what a pad adds, what a view splits
-    into), for all modules of this class alike; then what enters and leaves the op; if neither had
-    anything removable, everything that has been seen up to there.
+    First the ids that the op issued itself (what a pad adds, what a view splits into); then what
+    enters and leaves the op; if neither had anything removable, what enters the last op before it
+    that had; if that was `tried`, everything that has been seen up to there. All modules of the
+    same class have the same code, so they are treated alike; torch's own layers have no code of
+    the user's, so there only the one is meant.
     """
     record = records[fault.index]
     where = record.module or "the model itself"
     reason = f"has a size baked in at {fault.place} ({record.op} in {where})"
-    alike = [r for r in records if r.site == record.site and r.op == record.op]
+    own_code = not record.site[0].__module__.startswith("torch.")
+    alike = [r for r in records if own_code and r.site == record.site and r.op == record.op]
+    alike = alike or [record]
     issued = [
         block
         for r in alike
@@ -222,14 +252,25 @@ def freeze_fault(fault: Fault, groups: ChannelGroups, facts: Facts, records: lis
     ]
     rows = [_ids(block) for block in issued]
     if not rows:
-        rows = [ids for side in (record.outputs, record.inputs) for t in side for ids in t.values()]
+        sides = [side for r in alike for side in (r.outputs, r.inputs)]
+        rows = [ids for side in sides for t in side for ids in t.values()]
         rows = [r for r in rows if _removable(groups, r)]
+    if not rows and reason not in tried:
+        rows = _nearest_removable(groups, records[: fault.index])
     if not rows:
         earlier = records[: fault.index + 1]
         rows = [ids for r in earlier for t in r.outputs for ids in t.values()]
     for ids in rows:
         facts.space.freeze(ids, reason)
     return reason
+
+
+def _nearest_removable(groups: ChannelGroups, earlier: Sequence[OpRecord]) -> list[Rows]:
+    for record in reversed(earlier):
+        rows = [ids for t in record.inputs for ids in t.values() if _removable(groups, ids)]
+        if rows:
+            return rows
+    return []
 
 
 def _issued(record: OpRecord, facts: Facts, fault: Fault) -> list[Block]:

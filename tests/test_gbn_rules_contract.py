@@ -49,6 +49,21 @@ def test_a_depthwise_convolution_goes_with_its_input(prune_and_prove, group_of):
     assert result.model[1][0].groups == 8
 
 
+def test_a_fixed_depthwise_filter_follows_its_input(prune_and_prove, group_of):
+    class Blur(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("filter", torch.ones(8, 1, 2, 2) / 4)
+
+        def forward(self, x):
+            return F.conv2d(x, self.filter, stride=2, groups=x.shape[1])
+
+    result = prune_and_prove(chain(conv_bn(3, 8), Blur(), nn.Conv2d(8, 4, 1)), X)
+    assert len(group_of(result.groups, "0.0").atoms) == 8
+    assert result.small[1].filter.shape[0] == result.small[0][0].out_channels
+    assert [site.name for site in result.groups.gates] == ["0.1"]
+
+
 def test_a_depthwise_convolution_with_a_multiplier_loses_whole_runs(prune_and_prove):
     model = chain(conv_bn(3, 6), conv_bn(6, 12, groups=6), nn.Conv2d(12, 4, 1))
     kept = prune_and_prove(model, X).plan.kept

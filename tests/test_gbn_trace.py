@@ -272,3 +272,44 @@ def test_a_scripted_function_inside_is_followed(prune_and_prove):
             return self.last(F.relu(self.two(x)))
 
     assert prune_and_prove(Checkpointed(), X).groups.num_atoms == 14
+
+
+def test_channels_last_networks_are_followed(prune_and_prove, group_of):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool = conv_bn(3, 8), nn.AdaptiveAvgPool2d(1)
+            self.last = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.last(self.pool(F.relu(self.conv(x))).flatten(1))
+
+    model = Pooled().to(memory_format=torch.channels_last)
+    result = prune_and_prove(model, X.to(memory_format=torch.channels_last))
+    assert len(group_of(result.groups, "conv.0").atoms) == 8
+    assert not result.groups.unknown_ops
+
+
+class DividesByWidth(nn.Module):
+    """The sum is divided by a width read from the tensor: only comparing outputs shows it."""
+
+    def __init__(self, cast):
+        super().__init__()
+        self.a, self.b, self.cast = conv_bn(3, 8), conv_bn(3, 6), cast
+        self.last = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        a = F.relu(self.a(x))
+        if self.cast:
+            a = a.float().to(x.dtype)
+        return self.last(F.relu(self.b(x))) + a.sum(1, keepdim=True) / a.shape[1]
+
+
+@pytest.mark.parametrize("cast", [False, True])
+def test_a_width_that_enters_the_arithmetic_is_found_and_frozen(cast, randomised, group_of):
+    model = randomised(DividesByWidth(cast))
+    groups = gbn.trace(model, X)
+    assert group_of(groups, "a.0").frozen
+    assert "test_gbn_trace.py:" in group_of(groups, "a.0").reason
+    assert "aten.div.Tensor" in group_of(groups, "a.0").reason
+    assert len(group_of(groups, "b.0").atoms) == 6

@@ -29,6 +29,9 @@ def _convolution(call: OpCall) -> None:
     if 0 in x_info.ids and batched:
         ids[0] = x_info.ids[0]
     _issue(call, ids, channel, w, bias)
+    keeps_zero = x_info.dead == 0.0 or isinstance(x_info.dead, frozenset)
+    if weight.shape[:2] == (groups, 1) and bias is None and keeps_zero:
+        call.set(Info(ids, 0.0))  # depthwise: a zero channel stays zero whatever the weight is
     spatial = x.shape[channel + 1 :] if transposed else call.out.shape[channel + 1 :]
     constant = (x.shape[0] if batched else 1) * math.prod(spatial) * math.prod(weight.shape[2:])
     call.facts.macs.append(

@@ -143,6 +143,17 @@ def _split(call: OpCall, joint: Rows) -> dict[int, Rows]:
     return factors
 
 
+@register_rule(aten.as_strided_)
+def _restride(call: OpCall) -> None:
+    """Pools of channels-last inputs set the strides of their result so; its sizes stay."""
+    info = call.info(call.args[0])
+    sizes = dict(enumerate(call.out.shape))
+    if any(sizes.get(dim) != rows.shape[1] for dim, rows in info.ids.items()):
+        call.freeze(info, why="is read with other strides")
+        info = Info()
+    call.set(info)
+
+
 @register_rule(aten.channel_shuffle, aten.native_channel_shuffle)
 def _channel_shuffle(call: OpCall) -> None:
     """(groups, n / groups) transposed; the same offset of each part goes together."""
