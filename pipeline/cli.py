@@ -198,7 +198,7 @@ What can be pruned in MODEL, what cannot and why; nothing is trained or written.
 
 \b
 Example:
-  compress inspect --arch torchvision:resnet50 weights.pt
+  compress inspect --arch torchvision:NAME weights.pt
 """
 
 

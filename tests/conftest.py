@@ -43,6 +43,12 @@ def _randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny networks run many times slower when threads contend for few cores."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def randomised() -> Callable[..., nn.Module]:
     """Give norms, biases and zero parameters random values."""

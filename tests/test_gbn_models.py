@@ -117,7 +117,7 @@ def build(pieces):
     return nn.Sequential(*layers, nn.Conv2d(width, 4, 1))
 
 
-@settings(max_examples=15, deadline=None, derandomize=True, database=None,
+@settings(max_examples=25, deadline=None, derandomize=True, database=None,
           suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
 @given(
     pieces=st.lists(

@@ -266,7 +266,7 @@ def test_run_killed_in_every_stage_resumes_to_a_valid_result(
     context.set_forkserver_preload(["pipeline.run"])
     out = tmp_path / "killed"
     args = arguments(job, out, "--resume")
-    moments = ["baseline", "tick 2", "tick 4", "finetune 1", "export", "verify", "accuracy"]
+    moments = ["baseline", "tick 2", "tock 2", "finetune 1", "export", "verify", "accuracy"]
     for moment in moments:
         process = context.Process(target=run_and_die, args=(args, moment))
         process.start()
