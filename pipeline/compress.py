@@ -40,6 +40,7 @@ class Compressed:
     model: nn.Module
     alive: Mask
     done: int = 0
+    device: str = "cpu"  # where it was scored and trained
     position: int = 0  # batches of the stream used so far
     step: int = 0  # within the phase that is under way
     optimizer: dict[str, Any] | None = None
@@ -86,6 +87,7 @@ class Compressor:
     def compress(self, epochs: int) -> Compressed:
         """Run all phases that are not done yet. Raises ProofFailed, UnreachableTarget."""
         now = self._restored()
+        now.device = "cpu" if self._trainer is None else self._trainer.device
         phases = self.phases(epochs)
         for number, phase in enumerate(phases):
             if number < now.done:

@@ -209,7 +209,7 @@ def _measure(
         "uncounted_ops": result.uncounted,
         "environment": environment(
             seed=config.recovery.seed,
-            device=config.device,
+            device=compressed.device,
             provider=config.deploy.provider,
             inputs={"model": config.model.path}
             | (

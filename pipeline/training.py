@@ -88,6 +88,11 @@ class Trainer:
         self._console = console
         self._teacher = fabric.to_device(copy.deepcopy(teacher)).eval().requires_grad_(False)
 
+    @property
+    def device(self) -> str:
+        """Where scoring and training happen, such as cpu or cuda:0."""
+        return str(self._fabric.device)
+
     def score(
         self, model: nn.Module, groups: gbn.ChannelGroups, alive: Mask, batches: range
     ) -> gbn.Scores:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-ARCH_SOURCE = '''
+ARCH_SOURCE = """
 from torch import nn
 import torch.nn.functional as F
 
@@ -28,7 +28,7 @@ class Tiny(nn.Module):
         y = F.relu(self.inner_bn(self.inner(x)))
         x = F.relu(x + self.outer_bn(self.outer(y)))
         return self.head(x.mean((2, 3)))
-'''
+"""
 
 
 def make_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
