@@ -22,7 +22,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     A reader sees the old file or the complete new one, never a part; a failure leaves nothing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".tmp-{path.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

@@ -34,6 +34,7 @@ class Baseline:
     cost: exporters.OnnxCost
     accuracy: exporters.Accuracy | None
     onnx: Path
+    device: torch.device
 
 
 def export_request(
@@ -51,10 +52,12 @@ def export_request(
 def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> Baseline:
     """Load, export, measure and trace the model; files go into `scratch`."""
     console.stage("import")
+    device = resolve_device(config.device)
     loaded = load_model(model_source(config.model))
     console.say(loaded.description)
     for warning in loaded.warnings:
         console.warn(warning)
+    _all_learn(loaded, console)
     data = _load_data(config, loaded, console)
     console.stage("baseline")
     path = scratch / "baseline.onnx"
@@ -72,7 +75,36 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
         console.warn(f"no rule for {op}: channels that enter it stay (in {', '.join(modules)})")
     for place in groups.hard_coded:
         console.detail(f"frozen there: {place}")
-    return Baseline(loaded=loaded, data=data, groups=groups, cost=cost, accuracy=found, onnx=path)
+    return Baseline(
+        loaded=loaded, data=data, groups=groups, cost=cost, accuracy=found, onnx=path, device=device
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Where to train. Raises UsageError for a device that this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[device.type]:
+        found = f"{torch.cuda.device_count()} CUDA devices"
+        raise UsageError(f"--device {name}: not on this machine ({found}): use --device auto")
+    return device
+
+
+def _all_learn(loaded: LoadedModel, console: RunConsole) -> None:
+    """Parameters frozen in the file would keep the cut network from recovering."""
+    frozen = [
+        p for p in loaded.module.parameters() if not p.requires_grad and p.is_floating_point()
+    ]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    if frozen:
+        console.warn(f"{len(frozen)} parameters were frozen in the file: they learn in recovery")
 
 
 def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> Data | None:

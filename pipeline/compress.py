@@ -6,7 +6,9 @@ network computes.
 """
 
 import copy
+import hashlib
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from time import monotonic
 from typing import Any
 
@@ -18,6 +20,7 @@ import gbn
 from gbn.groups import Mask
 from gbn.ticktock import Phase, schedule
 from pipeline.console import RunConsole
+from pipeline.errors import UsageError
 from pipeline.rundir import RunDirectory
 from pipeline.training import Progress, Trainer
 
@@ -70,6 +73,7 @@ class Compressor:
         self._console = console
         self._macs = gbn.CostModel.macs(groups)
         self._params = gbn.CostModel.params(groups)
+        self._phases: tuple[Phase, ...] = ()
         everything = np.ones(groups.num_atoms, dtype=np.bool_)
         self._whole = (self._macs.total(everything), self._params.total(everything))
 
@@ -86,9 +90,10 @@ class Compressor:
 
     def compress(self, epochs: int) -> Compressed:
         """Run all phases that are not done yet. Raises ProofFailed, UnreachableTarget."""
+        self._phases = self.phases(epochs)
         now = self._restored()
         now.device = "cpu" if self._trainer is None else self._trainer.device
-        phases = self.phases(epochs)
+        phases = self._phases
         for number, phase in enumerate(phases):
             if number < now.done:
                 continue
@@ -177,6 +182,7 @@ class Compressor:
 
     def _save(self, now: Compressed) -> None:
         payload = {
+            "made_for": self._made_for(),
             "alive": torch.from_numpy(now.alive),
             "state": {k: v.detach().cpu().clone() for k, v in now.model.state_dict().items()},
             "done": now.done,
@@ -188,11 +194,22 @@ class Compressor:
         }
         self._run.save_stage(_STAGE, payload)
 
+    def _made_for(self) -> str:
+        """What atom numbers and phases mean: the groups, the schedule's version."""
+        groups = [(g.name, g.layers, g.atoms, g.size) for g in self._groups.groups]
+        content = repr((version("gbn-compress"), self._phases, groups))
+        return hashlib.sha256(content.encode()).hexdigest()
+
     def _restored(self) -> Compressed:
         whole = np.ones(self._groups.num_atoms, dtype=np.bool_)
         if not self._run.is_done(_STAGE):
             return Compressed(model=copy.deepcopy(self._original), alive=whole)
         saved = self._run.load_stage(_STAGE)
+        if saved.pop("made_for", None) != self._made_for():
+            raise UsageError(
+                f"--resume: the stages in '{self._run.path}' were made by another version of this "
+                "tool or of the model's code: start anew with another --out"
+            )
         alive: Mask = saved.pop("alive").numpy()
         model = gbn.prune(self._original, self.plan(alive))
         model.load_state_dict(saved.pop("state"))

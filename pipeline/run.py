@@ -82,15 +82,16 @@ def _compress(
     loaded, data = baseline.loaded, baseline.data
     trainer = None
     if data is not None:
-        device = config.device
-        accelerator, _, index = device.partition(":")
+        device = baseline.device
         fabric = Fabric(
-            accelerator=accelerator,
-            devices=[int(index)] if index else 1,
-            precision="bf16-mixed" if torch.cuda.is_available() and device != "cpu" else "32-true",
+            accelerator=device.type,
+            devices=1 if device.index is None else [device.index],
+            precision="bf16-mixed" if device.type == "cuda" else "32-true",
         )
         settings = TrainingSettings(
-            peak_lr=config.recovery.lr or _PEAK_LR, distill=config.recovery.distill
+            peak_lr=config.recovery.lr or _PEAK_LR,
+            distill=config.recovery.distill,
+            seed=config.recovery.seed,
         )
         trainer = Trainer(fabric, data, loaded.module, settings, console)
     probes = verify.Probes.make(loaded.input_size, data, config.recovery.seed)
@@ -127,8 +128,14 @@ def _finish(
         )
     }
     out = run.path / "model.onnx"
-    exporters.export_onnx(model, export_request(config, loaded, out, metadata))
-    exporters.export_program(model, (torch.zeros(2, *loaded.input_size),), run.path / "model.pt2")
+    example = (torch.zeros(2, *loaded.input_size),)
+    run.write(
+        out.name,
+        lambda to: _done(
+            exporters.export_onnx(model, export_request(config, loaded, to, metadata))
+        ),
+    )
+    run.write("model.pt2", lambda to: _done(exporters.export_program(model, example, to)))
     run.write("plan.json", plan.save)
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     run.write("weights.safetensors", lambda to: _write_bytes(to, safetensors.torch.save(state)))
@@ -145,6 +152,10 @@ def _finish(
     run.write("report.json", lambda to: _write_text(to, report.to_json()))
     run.write("report.html", lambda to: _write_text(to, render_html(report)))
     return report
+
+
+def _done(_written: object) -> None:
+    """The writers of a run directory return nothing."""
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -190,9 +201,12 @@ def _measure(
         worst = max(compressed.surgery, key=lambda s: s["max_abs_diff"] / s["tolerance"])
         surgery = Difference(max_abs_diff=worst["max_abs_diff"], tolerance=worst["tolerance"])
     else:
-        surgery = Difference(max_abs_diff=0.0, tolerance=0.0)
+        skipped["surgery"] = "nothing had to be removed"
     batch = torch.zeros(config.deploy.latency_batch, *loaded.input_size)
     target = config.target
+    timed = verify.latency(before, after, batch, config.recovery.seed)
+    for warning in timed.warnings:
+        console.warn(f"latency: {warning}")
     return {
         "flops": BeforeAfter(before=cost.num_macs, after=result.num_macs),
         "params": BeforeAfter(before=cost.num_params, after=result.num_params),
@@ -200,7 +214,7 @@ def _measure(
         "accuracy": accuracy,
         "surgery": surgery,
         "parity": verify.parity(model, after, probes),
-        "latency": verify.latency(before, after, batch, config.recovery.seed),
+        "latency": timed,
         "provider": Provider(requested=config.deploy.provider, ran=(after.provider,)),
         "skipped": skipped,
         "target_flops": target.flops.absolute(cost.num_macs) if target.flops else None,
@@ -217,5 +231,6 @@ def _measure(
                 if config.data.source and Path(config.data.source).exists()
                 else {}
             ),
-        ),
+        )
+        | {"nodes_on_other_providers": after.nodes_elsewhere},
     }

@@ -1,4 +1,4 @@
-"""Scoring and training on Lightning Fabric: one process, `torchrun` on many, mixed precision.
+"""Scoring and training on Lightning Fabric: one device, mixed precision on CUDA.
 
 Enters: a network, data, and a phase of the schedule. Leaves: gate scores, or the network trained.
 The original network teaches: the loss is mostly the distance to its softened outputs (Hinton et
@@ -38,6 +38,7 @@ class TrainingSettings:
     distill: bool
     distill_share: float = 0.9
     temperature: float = 3.0
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,6 @@ class Trainer:
                         raise CompressError("the loss is not finite while scoring: check the data")
                     self._fabric.backward(loss)
                     gates.accumulate()
-            self._sum_over_ranks(gates)
             return gates.scores(alive)
 
     def train(
@@ -137,6 +137,9 @@ class Trainer:
         with self._console.progress(label, total=phase.batches) as advance:
             advance(done)
             for step, (images, labels) in enumerate(batches, start=done):
+                if step == done or step % self.stream.per_epoch == 0:
+                    # dropout repeats itself, also in a run that is resumed here
+                    torch.manual_seed(self._settings.seed + start + step)
                 for group in optimizer.param_groups:
                     group["lr"] = self._settings.peak_lr * lr_share(phase, step)
                 loss = self._loss(wrapped, images, labels)
@@ -164,13 +167,18 @@ class Trainer:
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
-        learn_in_leaves(self._fabric.to_device(model))
+        self._fabric.to_device(model).eval()
         for norm in norms:
+            norm.train()  # and nothing else: dropout would distort what norms see
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over the batches
+        whole = 0
         try:
             with torch.no_grad():
-                for images, _ in self._data.calibration_batches(_BN_BATCHES):
+                for number, (images, _) in enumerate(self._data.calibration_batches(_BN_BATCHES)):
+                    if number and len(images) < whole:
+                        continue  # a part of a batch would weigh as much as a whole one
+                    whole = len(images)
                     model(self._place(images))
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
@@ -206,11 +214,6 @@ class Trainer:
 
     def _only_gates_learn(self, model: nn.Module, gates: gbn.Gates) -> "_Frozen":
         return _Frozen(model, {id(phi) for phi in gates.phi.values()})
-
-    def _sum_over_ranks(self, gates: gbn.Gates) -> None:
-        if self._fabric.world_size > 1:
-            for name, total in gates.sums.items():
-                gates.sums[name] = self._fabric.all_reduce(total, reduce_op="sum")
 
 
 class _Frozen:

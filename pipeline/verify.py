@@ -113,11 +113,14 @@ def latency(before: Session, after: Session, probe: Tensor, seed: int) -> Latenc
         after=_summary(found.after),
         speedup_median=found.speedup_median,
         speedup_ci95=found.speedup_ci95,
+        warnings=found.warnings,
     )
 
 
 def _summary(stats: exporters.LatencyStats) -> LatencySummary:
-    return LatencySummary(p50_ms=stats.p50_ms, p90_ms=stats.p90_ms, p99_ms=stats.p99_ms, n=stats.n)
+    return LatencySummary(
+        p50_ms=stats.p50_ms, p90_ms=stats.p90_ms, p99_ms=stats.p99_ms, n=stats.n, cv=stats.cv
+    )
 
 
 def sessions(paths: tuple[Path, Path], provider: str) -> tuple[Session, Session]:

@@ -215,6 +215,26 @@ def test_bad_input_is_one_line_code_2_and_nothing_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_device_that_is_not_there_is_refused(job: dict[str, Path], tmp_path: Path) -> None:
+    result = compress(arguments(job, tmp_path / "out", "--device", "cuda:77"))
+    assert result.exit_code == 2
+    assert "--device cuda:77: not on this machine" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_full_target_removes_nothing_and_needs_no_surgery(
+    job: dict[str, Path], tmp_path: Path
+) -> None:
+    args = arguments(job, tmp_path / "out", "--json", "-q")
+    args[args.index("0.5")] = "1.0"
+    args[args.index("--epochs") + 1] = "0"
+    result = compress(args)
+    report = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert report["flops"]["kept"] == 1.0
+    assert report["verdict"]["surgery"] == "skipped: nothing had to be removed"
+
+
 def test_baseline_that_guesses_stops_the_run(job: dict[str, Path], tmp_path: Path) -> None:
     state = torch.load(job["model"])
     state["head.weight"].zero_()
@@ -243,6 +263,9 @@ def test_finished_directory_is_not_overwritten_without_resume(
 def run_and_die(args: list[str], when: str) -> None:
     """In a process of its own: SIGKILL as soon as the run says `when`."""
     from pipeline.console import RunConsole
+    from pipeline.rundir import RunDirectory
+
+    torch.set_num_threads(1)  # as in the run that it is compared with
 
     def dying(own: str) -> object:
         original = getattr(RunConsole, own)
@@ -256,6 +279,16 @@ def run_and_die(args: list[str], when: str) -> None:
 
     for own in ("stage", "say", "progress"):
         setattr(RunConsole, own, dying(own))
+    if when == "half of a phase":
+        original = RunDirectory.save_stage
+
+        def save_and_die(self: RunDirectory, name: str, payload: dict[str, object]) -> Path:
+            saved = original(self, name, payload)
+            if payload["step"]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return saved
+
+        RunDirectory.save_stage = save_and_die
     main(args)
 
 
@@ -266,7 +299,7 @@ def test_run_killed_in_every_stage_resumes_to_a_valid_result(
     context.set_forkserver_preload(["pipeline.run"])
     out = tmp_path / "killed"
     args = arguments(job, out, "--resume")
-    moments = ["baseline", "tick 2", "tock 2", "finetune 1", "export", "verify", "accuracy"]
+    moments = ["baseline", "tick 2", "tock 2", "half of a phase", "export", "verify", "accuracy"]
     for moment in moments:
         process = context.Process(target=run_and_die, args=(args, moment))
         process.start()
@@ -278,5 +311,6 @@ def test_run_killed_in_every_stage_resumes_to_a_valid_result(
     report = json.loads(result.stdout)
     assert report["flops"]["kept"] <= 0.5
     assert report["accuracy"]["after"] > 0.9
-    assert (out / "plan.json").read_bytes() == (done[0] / "plan.json").read_bytes()
+    for same in ("plan.json", "weights.safetensors"):  # as if it had never been killed
+        assert (out / same).read_bytes() == (done[0] / same).read_bytes()
     assert not [path for path in out.rglob("*") if path.name.startswith(".tmp")]

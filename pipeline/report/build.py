@@ -93,7 +93,10 @@ def _required(measured: Measurements) -> set[str]:
         "accuracy": measured.max_accuracy_drop,
         "latency": measured.min_speedup,
     }
-    return {"surgery", "parity"} | {check for check, limit in asked.items() if limit is not None}
+    # where nothing had to go, there is no surgery to prove
+    cut = measured.flops is None or measured.flops.after < measured.flops.before
+    proofs = {"surgery", "parity"} if cut else {"parity"}
+    return proofs | {check for check, limit in asked.items() if limit is not None}
 
 
 def _verdict(check: str, measured: Measurements) -> str:

@@ -47,7 +47,10 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Largest absolute difference of two networks' outputs, and what is allowed."""
+    """Largest difference of two networks' outputs as a share of their scale, and what is allowed.
+
+    The scale is the largest absolute value of the reference's output.
+    """
 
     max_abs_diff: float
     tolerance: float
@@ -61,6 +64,8 @@ class LatencySummary:
     p90_ms: float
     p99_ms: float
     n: int
+    cv: float = 0.0
+    """Standard deviation over mean: the noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +79,8 @@ class Latency:
     speedup_median: float
     speedup_ci95: tuple[float, float]
     """Low and high end of the median's 95 % interval."""
+    warnings: tuple[str, ...] = ()
+    """What makes the figures less certain."""
 
 
 @dataclass(frozen=True, kw_only=True)
