@@ -38,7 +38,7 @@ from pipeline.report import (
 from pipeline.rundir import RunDirectory, check_out
 from pipeline.training import Trainer, TrainingSettings
 
-_PEAK_LR = 0.02
+_PEAK_LR = 0.05
 _PROOF_IMAGES = 2
 
 
