@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job
+.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job bench-coverage
 
 install: $(STAMP)
 
@@ -36,6 +36,11 @@ bench-models: install
 
 bench-gated-step: install
 	$(BIN)/python -m benchmarks.gated_step
+
+# Torch-Pruning, beside which the coverage is shown, is installed for this target alone.
+bench-coverage: install
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target bench-runs/peers torch-pruning==1.6.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage
 
 bench-main-job: install
 	$(BIN)/python -m benchmarks.resnet20_main_job
