@@ -238,8 +238,8 @@ def document(outcomes: list[dict[str, Any]]) -> str:
         f"Measured by `make bench-coverage` with {measured_with()}.\n\n"
         f"{pruned} of {len(outcomes)} networks were cut to at most {STILL_GOOD:.0%} of their MACs "
         f"with the proof passing, {len(outcomes) - pruned - failed} are limited for a named reason "
-        f"and {failed} failed. Tracing and grouping took {median} times as long as the peer's graph "
-        "(Torch-Pruning 1.6.1, median over networks, one run on one thread).\n\n"
+        f"and {failed} failed. Tracing and grouping took {median} times as long as the peer's "
+        "graph (Torch-Pruning 1.6.1, median over networks, one run on one thread).\n\n"
         f"{markdown_table(HEADER, map(row, outcomes))}"
     )
 
