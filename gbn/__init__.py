@@ -7,7 +7,15 @@ assert gbn.prove(model, plan, small, example_inputs).ok
 """
 
 from gbn.cost import CostModel
-from gbn.errors import GbnError, PlanMismatch, ProofFailed, TraceError, UnreachableTarget
+from gbn.errors import (
+    GbnError,
+    PlanMismatch,
+    ProofFailed,
+    RuleError,
+    ScoresNotFinite,
+    TraceError,
+    UnreachableTarget,
+)
 from gbn.gates import Gates
 from gbn.groups import ChannelGroups, Group
 from gbn.plan import PlanSettings, choose, plan, smallest
@@ -29,7 +37,9 @@ __all__ = [
     "Proof",
     "ProofFailed",
     "PrunePlan",
+    "RuleError",
     "Scores",
+    "ScoresNotFinite",
     "TraceError",
     "UnreachableTarget",
     "apply_plan",

@@ -9,6 +9,14 @@ class TraceError(GbnError):
     """The model could not be run on the example inputs, or its channels could not be followed."""
 
 
+class RuleError(GbnError):
+    """A rule of an op failed: a defect of this library or of a registered rule."""
+
+
+class ScoresNotFinite(GbnError):  # noqa: N818
+    """Scores hold NaN or infinity, so that channels cannot be ranked."""
+
+
 class UnreachableTarget(GbnError):  # noqa: N818 - what happened, not what went wrong
     """No plan meets the target; the message states the smallest value that can be reached."""
 

@@ -44,6 +44,8 @@ class ChannelGate(nn.Module):
 class Gates:
     """All gates of a model. Attach with `Gates(model, groups)`; `fold()` undoes it exactly.
 
+    `phi` and `sums` hold the gates, and their Θ so far, by `GateSite.key`.
+
     Use as a context manager: leaving the block folds.
     """
 
@@ -52,27 +54,35 @@ class Gates:
         self._modules: list[tuple[nn.Module, str]] = []
         self.sums: dict[str, Tensor] = {}
         self.phi: dict[str, nn.Parameter] = {}
+        names = {name for site in groups.gates for name, _ in site.tensors}
+        # before the first gate is on: from then on a parameter has another name
+        parameters = {name: model.get_parameter(name) for name in names}
+        holders = {name: _holders(model, held) for name, held in parameters.items()}
         try:
             for site in groups.gates:
-                self._attach(model, site)
+                phi, start = self._issue(site, parameters[site.tensors[0][0]].detach())
+                for name, dim in site.tensors:
+                    self._attach(ChannelGate(phi, start, dim), holders[name])
         except BaseException:
             self.fold()
             raise
 
-    def _attach(self, model: nn.Module, site: GateSite) -> None:
-        reference = model.get_parameter(site.tensors[0][0]).detach()
+    def _issue(self, site: GateSite, reference: Tensor) -> tuple[nn.Parameter, Tensor]:
+        """φ of a site, and φ₀."""
         size = reference.shape[site.tensors[0][1]]
         start = torch.ones(size, dtype=reference.dtype, device=reference.device)
         if site.is_norm:
             start = torch.where(reference.abs() > _TINY, reference, start)
         phi = nn.Parameter(start.clone())
-        for name, dim in site.tensors:
-            gate = ChannelGate(phi, start, dim)
-            for module, attribute in _holders(model, model.get_parameter(name)):
-                parametrize.register_parametrization(module, attribute, gate)
+        self.phi[site.key] = phi
+        self.sums[site.key] = torch.zeros(size, dtype=torch.float64, device=phi.device)
+        return phi, start
+
+    def _attach(self, gate: ChannelGate, holders: list[tuple[nn.Module, str]]) -> None:
+        for module, attribute in holders:
+            parametrize.register_parametrization(module, attribute, gate)
+            if (module, attribute) not in self._modules:  # a tensor may have gates on two dims
                 self._modules.append((module, attribute))
-        self.phi[site.name] = phi
-        self.sums[site.name] = torch.zeros(size, dtype=torch.float64, device=phi.device)
 
     def accumulate(self) -> None:
         """Add |∂L/∂φ·φ| of the batch whose `backward()` just ran; call once a batch."""
@@ -101,8 +111,8 @@ class Gates:
         whole = {}
         for site in self._groups.gates:
             dim = self._groups.dims[site.dim]
-            whole[site.name] = np.zeros(dim.size)
-            whole[site.name][dim.kept(alive)] = self.sums[site.name].cpu().numpy()
+            whole[site.key] = np.zeros(dim.size)
+            whole[site.key][dim.kept(alive)] = self.sums[site.key].cpu().numpy()
         return atom_scores(self._groups, whole, "gate")
 
     def fold(self) -> None:

@@ -161,7 +161,7 @@ class _Builder:
 
     def gates(self) -> list[GateSite]:
         """Norms first take the gate; other weights only where no norm zeroes their channels."""
-        norms: dict[tuple[int, ...], bool] = {g.blocks: True for g in self.facts.norm_gates}
+        norms = _merged(gate.blocks for gate in self.facts.norm_gates)
         in_norms = {start for blocks in norms for start in blocks}
         plain: dict[tuple[str, bytes], list[int]] = {}
         for start in sorted(self.facts.required_gates - in_norms):
@@ -179,6 +179,16 @@ class _Builder:
             return None
         tensors = tuple((block.tensor, block.dim) for block in blocks if block.tensor is not None)
         return GateSite(name=blocks[0].origin, tensors=tensors, dim=dim, is_norm=is_norm)
+
+
+def _merged(sites: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Sites that share a block (norms with one γ) are one site: its gate multiplies them all."""
+    merged: list[tuple[int, ...]] = []
+    for site in sites:
+        touching = [other for other in merged if set(other) & set(site)]
+        united = dict.fromkeys(block for part in [*touching, site] for block in part)
+        merged = [other for other in merged if other not in touching] + [tuple(united)]
+    return merged
 
 
 def _tensor_dims(

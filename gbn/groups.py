@@ -11,6 +11,7 @@ surgery share; it holds no module and no tensor.
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,12 @@ class GateSite:
     tensors: tuple[tuple[str, int], ...]
     dim: int
     is_norm: bool
+
+    @property
+    def key(self) -> str:
+        """Names the site among all: its first tensor, with the dim where that is not 0."""
+        name, dim = self.tensors[0]
+        return f"{name}[{dim}]" if dim else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +127,8 @@ class ChannelGroups:
             for dim, index in dims.items():
                 assert self.shapes[name][dim] == self.dims[index].size, (name, dim)
         owners = [atom for group in self.groups for atom in group.atoms]
+        keys = [site.key for site in self.gates]
+        assert len(set(keys)) == len(keys), f"gate sites overlap: {sorted(keys)}"
         assert sorted(owners) == list(range(self.num_atoms)), "each atom is in exactly one group"
 
     @cached_property
@@ -150,14 +159,17 @@ class ChannelGroups:
 
     def survives(self, rows: Rows, alive: Mask) -> Mask:
         """(n,): which positions of a dimension with these ids survive."""
-        out = np.ones(rows.shape[1], dtype=np.bool_)
-        for row in rows:
-            known = (row > FIXED) & (row < len(self.atoms_of_id))
-            for position in np.flatnonzero(known):
-                atoms = self.atoms_of_id[row[position]]
-                if atoms and not alive[list(atoms)].all():
-                    out[position] = False
-        return out
+        lost = np.append(self._ids_on_atoms @ (~alive).astype(np.float64) > 0, False)
+        known = (rows > FIXED) & (rows < len(self.atoms_of_id))
+        return np.asarray(~lost[np.where(known, rows, -1)].any(axis=0))
+
+    @cached_property
+    def _ids_on_atoms(self) -> csr_matrix:
+        """(num_ids, num_atoms): which atoms each id depends on."""
+        starts = np.cumsum([0, *map(len, self.atoms_of_id)])
+        atoms = np.fromiter(chain.from_iterable(self.atoms_of_id), np.int64, int(starts[-1]))
+        shape = (len(self.atoms_of_id), self.num_atoms)
+        return csr_matrix((np.ones(len(atoms)), atoms, starts), shape=shape)
 
     def group_of_atom(self) -> npt.NDArray[np.int64]:
         """(num_atoms,): index of the group that each atom belongs to."""

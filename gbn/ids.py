@@ -58,18 +58,13 @@ class Resolution:
 
     def columns(self, rows: Rows) -> list[frozenset[int]]:
         """Atoms of each position of a dimension, shape (n,)."""
-        known: dict[int, frozenset[int]] = {}
-        out = []
-        for column in rows.T:
-            atoms: frozenset[int] = frozenset()
-            for identity in column:
-                if identity > FIXED:
-                    label = int(self.label[identity])
-                    if label not in known:
-                        known[label] = self.atoms_of(label)
-                    atoms |= known[label]
-            out.append(atoms)
-        return out
+        labels = np.where(rows > FIXED, self.label[np.maximum(rows, 0)], NONE)
+        known = {label: self.atoms_of(label) for label in np.unique(labels).tolist() if label >= 0}
+        known[NONE] = frozenset()
+        first, *others = ([known[label] for label in row] for row in labels.tolist())
+        for row in others:
+            first = [a | b for a, b in zip(first, row, strict=True)]
+        return first
 
 
 @dataclass
@@ -83,6 +78,7 @@ class IdSpace:
     _right: list[Rows] = field(default_factory=list)
     _products: list[tuple[Rows, Rows]] = field(default_factory=list)
     _frozen: list[tuple[Rows, str]] = field(default_factory=list)
+    _stays: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, np.bool_))
 
     def fresh(self, size: int, origin: str, tensor: str | None = None, dim: int = 0) -> Rows:
         """Issue `size` new ids, shape (1, size)."""
@@ -124,6 +120,17 @@ class IdSpace:
         ids = rows[rows > FIXED]
         if ids.size:
             self._frozen.append((ids, reason))
+            self._stay_known()[ids] = True
+
+    def stays(self, rows: Rows) -> bool:
+        """Whether all of these positions were frozen by name; ties may freeze more later."""
+        return bool(((rows == NONE) | self._stay_known()[np.maximum(rows, FIXED)]).all())
+
+    def _stay_known(self) -> npt.NDArray[np.bool_]:
+        missing = self._next - len(self._stays)
+        if missing > 0:
+            self._stays = np.pad(self._stays, (0, missing + self._next))
+        return self._stays
 
     def resolve(self) -> Resolution:
         """Unite all facts.

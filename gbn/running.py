@@ -1,10 +1,14 @@
-"""Running a model under watch: eval mode, no gradients, plain attention, known module paths."""
+"""Running a model under watch: eval mode, no gradients, plain attention, known module paths.
+
+What enters: a model and its inputs. What leaves: what the forward returned, and its tensors.
+Refused: TorchScript modules, inference mode, and outputs in which tensors could be hidden.
+"""
 
 import contextlib
-import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -15,8 +19,10 @@ from torch.utils._pytree import tree_map
 from gbn.errors import TraceError
 
 _CONTAINERS = (dict, list, OrderedDict, set)
+_PLAIN = (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device)
+_SEED = 0  # of every watched run: a forward's own randomness must not tell two networks apart
 # What Python code that meets a tensor of a size it did not expect is known to raise.
-_FORWARD_ERRORS = (
+FORWARD_ERRORS = (
     RuntimeError,
     TypeError,
     ValueError,
@@ -39,11 +45,46 @@ def run_model(model: nn.Module, example_inputs: Any) -> Any:
         if isinstance(example_inputs, tuple | list):
             return model(*example_inputs)
         return model(example_inputs)
-    except _FORWARD_ERRORS as error:
+    except FORWARD_ERRORS as error:
         text = " ".join(str(error).split())[:300]
         raise TraceError(
             f"the model does not run on the example inputs: {type(error).__name__}: {text}"
         ) from error
+
+
+def output_tensors(outputs: Any) -> list[Tensor]:
+    """All tensors that a forward returned, in order, also inside the user's own objects.
+
+    Raises TraceError where there is none, or where something could hide one.
+    """
+    found = list(_tensors_of(outputs, "the output", []))
+    if not found:
+        raise TraceError(
+            f"the model returns no tensor but {type(outputs).__name__}: there is nothing to "
+            "follow or compare"
+        )
+    return found
+
+
+def _tensors_of(value: Any, where: str, above: list[Any]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+        return
+    if value is None or isinstance(value, _PLAIN) or any(value is other for other in above):
+        return
+    if isinstance(value, Mapping):
+        parts = [(f"{where}[{key!r}]", item) for key, item in value.items()]
+    elif isinstance(value, tuple | list):
+        parts = [(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    elif hasattr(value, "__dict__") and not isinstance(value, nn.Module) and not callable(value):
+        parts = [(f"{where}.{name}", item) for name, item in vars(value).items()]
+    else:
+        raise TraceError(
+            f"{where} is a {type(value).__name__}, in which tensors cannot be found: "
+            "return tensors, tuples, dicts or dataclasses"
+        )
+    for name, item in parts:
+        yield from _tensors_of(item, name, [*above, value])
 
 
 def _own_copy(value: Any) -> Any:
@@ -52,17 +93,21 @@ def _own_copy(value: Any) -> Any:
 
 @contextlib.contextmanager
 def tracing_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, attention computed by plain ops; all restored afterwards.
+    """Eval mode, no gradients, one seed, attention by plain ops; all restored afterwards.
 
     What the forward writes on its modules (a cache, a counter, a buffer) is taken back as well.
+    Raises TraceError for TorchScript modules and for inference mode.
     """
+    _refuse(model)
     held = [_Held.of(module) for module in model.modules()]
     buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
     fast = torch.backends.mha.get_fastpath_enabled()
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     try:
         model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.random.fork_rng(devices), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            torch.manual_seed(_SEED)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -72,6 +117,21 @@ def tracing_mode(model: nn.Module) -> Iterator[None]:
             for buffer, value, version in buffers:
                 if buffer._version != version:
                     buffer.copy_(value)
+
+
+def _refuse(model: nn.Module) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TraceError(
+                f"{path or 'the model'} is a TorchScript module, whose ops cannot be followed: "
+                "give the Python module that it was made from"
+            )
+    tensors = (*model.parameters(), *model.buffers())
+    if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors):
+        raise TraceError(
+            "tensors of torch.inference_mode cannot be followed: build and trace the model outside "
+            "of it (torch.no_grad is fine)"
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +145,7 @@ class _Held:
     @classmethod
     def of(cls, module: nn.Module) -> "_Held":
         values = vars(module)
-        items = tuple((v, copy.copy(v)) for v in values.values() if type(v) in _CONTAINERS)
+        items = tuple((v, v.copy()) for v in values.values() if type(v) in _CONTAINERS)
         return cls(values, dict(values), items)
 
     def restore(self) -> None:

@@ -13,22 +13,31 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gbn.errors import PlanMismatch
+from gbn.errors import PlanMismatch, ScoresNotFinite
 from gbn.groups import ChannelGroups
 
 Values = npt.NDArray[np.float64]
 
+_NOT_FINITE = {
+    "gate": "the loss diverged while scoring; check the weights and the data, or score in fp32",
+    "magnitude": "the weights hold NaN or infinity; give a checkpoint of before they diverged",
+}
+
 
 @dataclass(frozen=True)
 class Scores:
-    """`values[a]` is the score of atom a; larger means more is lost. Never negative."""
+    """`values[a]` is the score of atom a; larger means more is lost. Never negative.
+
+    Raises ScoresNotFinite for NaN and infinity.
+    """
 
     values: Values
     kind: str
 
     def __post_init__(self) -> None:
         if not np.isfinite(self.values).all():
-            raise ValueError(f"{self.kind} scores are not finite: the loss diverged while scoring")
+            why = _NOT_FINITE.get(self.kind, "check what they were made from")
+            raise ScoresNotFinite(f"{self.kind} scores are not finite: {why}")
 
 
 def atom_scores(
@@ -36,12 +45,12 @@ def atom_scores(
 ) -> Scores:
     """Sum channel scores of gate sites into their atoms.
 
-    `per_site`: site name -> (channels,). With `signed` the sum is taken before the absolute value.
+    `per_site`: site key -> (channels,). With `signed` the sum is taken before the absolute value.
     """
     total = np.zeros(groups.num_atoms)
     for site in groups.gates:
         dim = groups.dims[site.dim]
-        np.add.at(total, dim.atoms, per_site[site.name][dim.positions])
+        np.add.at(total, dim.atoms, per_site[site.key][dim.positions])
     return Scores(np.abs(total) if signed else total, kind)
 
 

@@ -6,32 +6,43 @@ without gradients and is left as it was.
 
 A `TorchDispatchMode` sees each ATen op that the forward executes, whatever Python the forward
 contains, with parameters recognised by identity. The rules in `gbn.rules` say what each op does to
-channels; an op without a rule freezes the channels that enter it and is reported by name. Then a
-random cut is tried out: where the forward turns out to have a size baked in, what meets it there
+channels; an op without a rule freezes the channels that enter it and is reported by name. Then
+some cuts are tried out: where the forward turns out to have a size baked in, what meets it there
 is frozen, so that no plan made from the result can crash or change the network's meaning.
 """
 
 import fnmatch
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from gbn.errors import TraceError
+from gbn.cuts import NUM_CUTS, cut
+from gbn.errors import RuleError, TraceError
+from gbn.faults import OpRecord, freeze_fault
 from gbn.grouping import build_groups
 from gbn.groups import ChannelGroups
 from gbn.ids import Block
-from gbn.rules import Facts, Info, OpCall, rule_of, tensors_in
+from gbn.proof import randomised
+from gbn.rules import Dead, Facts, Info, OpCall, rule_of, tensors_in
 from gbn.rules.elementwise import elementwise, is_elementwise
-from gbn.running import Visit, module_paths, run_model, tracing_mode
-from gbn.trial import OpRecord, find_fault, freeze_fault
+from gbn.running import (
+    FORWARD_ERRORS,
+    Visit,
+    module_paths,
+    output_tensors,
+    run_model,
+    tracing_mode,
+)
+from gbn.trial import find_fault
 
 _INFO = "_gbn_info"
-_MAX_TRIALS = 40
+_NOTHING = (None, 0, Info())
+_MAX_FAULTS = 40
 
 
 def trace(model: nn.Module, example_inputs: Any, *, freeze: Sequence[str] = ()) -> ChannelGroups:
@@ -47,22 +58,42 @@ def trace(model: nn.Module, example_inputs: Any, *, freeze: Sequence[str] = ()) 
         tracer = Tracer(model, visits)
         with tracer:
             outputs = run_model(model, example_inputs)
-    for output in tree_leaves(outputs):
-        if isinstance(output, Tensor):
-            for rows in tracer.lookup(output).ids.values():
-                tracer.facts.space.freeze(rows, "is a model output")
+    for output in output_tensors(outputs):
+        for rows in tracer.lookup(output).ids.values():
+            tracer.facts.space.freeze(rows, "is a model output")
     _freeze_matching(tracer, model, freeze)
+    return _after_trials(tracer, model, example_inputs)
+
+
+def _after_trials(tracer: "Tracer", model: nn.Module, example_inputs: Any) -> ChannelGroups:
+    """The groups, less what cuts of a copy without zero parameters show to be baked in."""
     hard_coded: list[str] = []
-    for attempt in range(_MAX_TRIALS):
-        groups = build_groups(tracer.facts, model, tracer.unknown, tuple(hard_coded))
-        fault = find_fault(model, groups, tracer.records, example_inputs, seed=attempt)
+    groups = build_groups(tracer.facts, model, tracer.unknown)
+    if not groups.num_atoms:
+        return groups
+    try:
+        model = randomised(model)
+    except RuntimeError as error:
+        text = " ".join(str(error).split())[:200]
+        raise TraceError(
+            f"the model cannot be copied, which pruning needs: {text}. Take computed tensors off "
+            "its modules first (torch.nn.utils.remove_weight_norm and the like)"
+        ) from error
+    number = 0
+    while groups.num_atoms and number < NUM_CUTS:
+        fault = find_fault(model, groups, cut(groups, number), tracer.records, example_inputs)
         if fault is None:
-            return groups
-        hard_coded.append(freeze_fault(fault, groups, tracer.facts, tracer.records, hard_coded))
-    raise TraceError(
-        f"after {_MAX_TRIALS} trials a cut still changes what the network computes; the last place "
-        f"was: {hard_coded[-1]}. Freeze that part with --freeze"
-    )
+            number += 1
+        elif len(hard_coded) == _MAX_FAULTS:
+            raise TraceError(
+                f"after {_MAX_FAULTS} trials a cut still changes what the network computes; the "
+                f"last place was: {hard_coded[-1]}. Freeze that part with --freeze"
+            )
+        else:
+            reason = freeze_fault(fault, groups, tracer.facts, tracer.records, hard_coded)
+            hard_coded.append(reason)
+            groups = build_groups(tracer.facts, model, tracer.unknown, tuple(hard_coded))
+    return groups
 
 
 class Tracer(TorchDispatchMode):
@@ -76,6 +107,8 @@ class Tracer(TorchDispatchMode):
         self._visits = visits
         self._top = Visit("", type(model))
         self._known: dict[int, Info] = {}
+        self._run = object()
+        self._writes: Counter[int] = Counter()  # by storage
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             origin = name.rpartition(".")[0]
             ids = {
@@ -89,28 +122,51 @@ class Tracer(TorchDispatchMode):
     def lookup(self, tensor: Tensor) -> Info:
         """Ids of a parameter, a buffer or a traced tensor; none for anything else."""
         known = self._known.get(id(tensor))
-        return known if known is not None else getattr(tensor, _INFO, Info())
+        if known is not None:
+            return known
+        run, writes, info = getattr(tensor, _INFO, _NOTHING)
+        if run is not self._run:  # left by an earlier trace on a tensor that the model keeps
+            return Info()
+        if writes != self._writes[_storage(tensor)]:  # a view wrote into it: its values are unknown
+            return Info(info.ids)
+        return cast(Info, info)
 
     def _store(self, tensor: Tensor, info: Info) -> None:
         if id(tensor) not in self._known:  # a parameter that is written into keeps its own ids
-            setattr(tensor, _INFO, info)
+            setattr(tensor, _INFO, (self._run, self._writes[_storage(tensor)], info))
+
+    def _note_write(self, tensor: Tensor, before: Dead) -> None:
+        """After a write in place: what else lies in the same memory has lost its dead value."""
+        info = self.lookup(tensor)
+        if before is None or info.dead != before:
+            self._writes[_storage(tensor)] += 1
+            self._store(tensor, info)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        before = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
         out = func(*args, **kwargs)
         visit = self._visits[-1] if self._visits else self._top
-        call = OpCall(func, args, kwargs, out, visit.path, self.facts, self.lookup, self._store)
+        call = OpCall(
+            func, args, kwargs, out, visit.path, self.facts, self.lookup, self._store, before
+        )
         inputs = tuple(self.lookup(tensor).ids for tensor in call.inputs())
         first_block = len(self.facts.space.blocks)
         rule = rule_of(func)
         if rule is None and is_elementwise(func):
             rule = elementwise
-        if rule is not None:
-            rule(call)
-        else:
-            self._refuse(call)
+        written = [(tensor, self.lookup(tensor).dead) for tensor in _written(call)]
+        try:
+            (rule or self._refuse)(call)
+        except FORWARD_ERRORS as error:
+            raise RuleError(
+                f"the rule for {call.where} failed: {type(error).__name__}: {error}. This is no "
+                "fault of the model: please report it, with this line"
+            ) from error
+        for tensor, held in written:
+            self._note_write(tensor, held)
         self.records.append(
             OpRecord(
                 op=call.name,
@@ -135,20 +191,30 @@ class Tracer(TorchDispatchMode):
             self._store(tensor, Info())
 
 
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
+
+
+def _written(call: OpCall) -> list[Tensor]:
+    """Tensors that the op writes into."""
+    schema = call.func._schema
+    if not schema.is_mutable:
+        return []
+    given = dict(zip((spec.name for spec in schema.arguments), call.args, strict=False))
+    values = [(given | call.kwargs).get(spec.name) for spec in schema.arguments if spec.is_write]
+    return [value for value in values if isinstance(value, Tensor)]
+
+
 def _freeze_matching(tracer: Tracer, model: nn.Module, patterns: Sequence[str]) -> None:
-    names = [name for name, _ in model.named_modules() if name]
+    modules = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
     for pattern in patterns:
-        chosen = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        chosen = [m for name, m in modules.items() if fnmatch.fnmatchcase(name, pattern)]
         if not chosen:
-            raise TraceError(
-                f"--freeze {pattern!r} matches no module; names look like {', '.join(names[:3])}"
-            )
-        inside = tuple(f"{name}." for name in chosen)
-        blocks = [
-            block
-            for block in _output_blocks(tracer.facts)
-            if block.origin in chosen or block.origin.startswith(inside)
-        ]
+            some = ", ".join([*modules][:3])
+            raise TraceError(f"--freeze {pattern!r} matches no module; names look like {some}")
+        held = {id(t) for m in chosen for t in (*m.parameters(), *m.buffers())}
+        blocks = [b for b in _output_blocks(tracer.facts) if id(tensors[b.tensor or ""]) in held]
         if not blocks:
             raise TraceError(f"--freeze {pattern!r} matches no module with channels of its own")
         for block in blocks:

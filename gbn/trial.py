@@ -1,16 +1,15 @@
-"""Try a random cut before any plan is made, and find the op where it goes wrong.
+"""Try a cut before any plan is made, and find the op where it goes wrong.
 
 A forward may have a size baked in: a view, a pad, a split with numbers of its own. The pruned
 network then crashes, or gives another result. Both are found by running it: each op's output must
 have the size that the ids say, and the outputs must equal the gated network's. What meets the first
-op that disagrees is frozen, with the line of code as the reason, and the next cut is tried.
+op that disagrees is frozen (`gbn.faults`), with the line of code as the reason, and the cut is
+tried again.
 """
 
 import math
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,50 +21,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from gbn.errors import TraceError
+from gbn.faults import Fault, OpRecord
 from gbn.groups import ChannelGroups, Mask
-from gbn.ids import FIXED, Block, Rows
+from gbn.ids import Rows
 from gbn.proof import cast_floats, distance, gate_to_zero, outputs_of
 from gbn.prune_plan import PrunePlan
-from gbn.rules import Facts, tensors_in
+from gbn.rules import tensors_in
 from gbn.running import run_model, tracing_mode
 from gbn.surgery import prune
 
 _FLOAT64_LIMIT = 30_000_000  # parameters; above, the copies would cost more than the run itself
+_SLICE, _ALIAS = "aten.slice.Tensor", "aten.alias.default"
 _TORCH = str(Path(torch.__file__).parent)
 _HERE = str(Path(__file__).parent)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpRecord:
-    """One executed op: where it ran, and the ids of what went in and came out."""
-
-    op: str
-    module: str
-    site: tuple[type[nn.Module], int]  # class of the module, ordinal of the op in its forward
-    shapes: tuple[tuple[int, ...], ...]
-    inputs: tuple[dict[int, Rows], ...]
-    outputs: tuple[dict[int, Rows], ...]
-    blocks: range  # ids issued by this op, as numbers of the id space's blocks
-
-
-@dataclass(frozen=True)
-class Fault:
-    """The op (index into the records) at which a cut goes wrong, and the line of code."""
-
-    index: int
-    actual: tuple[tuple[int, ...], ...] | None  # output shapes, None if it crashed
-    place: str
 
 
 def find_fault(
     model: nn.Module,
     groups: ChannelGroups,
+    alive: Mask,
     records: list[OpRecord],
     example_inputs: Any,
-    seed: int,
 ) -> Fault | None:
-    """Cut about half of all atoms at random and compare; None if all agrees."""
-    alive = _random_cut(groups, seed)
+    """Keep the atoms `alive` (num_atoms,) alone and compare; None if all agrees."""
     if alive.all():
         return None
     plan = PrunePlan.of(groups, alive)
@@ -93,17 +71,6 @@ def find_fault(
     if off <= (1e-6 if dtype is torch.float64 else 1e-4):
         return None
     return _first_difference(gated, small, inputs, records, expected)
-
-
-def _random_cut(groups: ChannelGroups, seed: int) -> Mask:
-    generator = np.random.default_rng(seed)
-    alive = generator.random(groups.num_atoms) < 0.5
-    while True:  # every width keeps something
-        empty = np.flatnonzero(groups.counts(alive) == 0)
-        if not len(empty):
-            return alive
-        for index in empty:
-            alive[groups.dims[index].atoms] = True
 
 
 class _Expected:
@@ -154,21 +121,38 @@ class _ShapeWatch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
+        op = str(func)
+        while self._left_out(op, self.count):
+            self.count += 1
         index = min(self.count, len(self._records) - 1)
         record = self._records[index]
         self.count += 1
         actual = tuple(tuple(tensor.shape) for tensor in tensors_in(out))
-        if str(func) != record.op or actual != self._expected.shapes(record):
+        same = op == record.op or (op == _ALIAS and record.op == _SLICE)
+        if not same or actual != self._expected.shapes(record):
             self.fault = Fault(index, actual, _place(sys._getframe(1)))
             raise _Disagreement
         return out
+
+    def _left_out(self, op: str, index: int) -> bool:
+        """A slice that takes everything is no op; alone in its brackets it is an alias."""
+        if index >= len(self._records) or op in (_SLICE, _ALIAS):
+            return False
+        record = self._records[index]
+        if record.op != _SLICE:
+            return False
+        (taken,), (whole,) = record.outputs, record.inputs
+        return all(
+            len(self._expected.kept(taken[d])) == len(self._expected.kept(whole[d])) for d in taken
+        )
 
 
 class _Sums(TorchDispatchMode):
     """One number per op: the sum of what survives, to find where two networks part.
 
     Run in another precision than the record, a network may cast more or less often: ops are
-    matched by name, and casts that the record lacks are passed over.
+    matched by name, and casts that the record lacks are passed over. So are slices that take
+    everything.
     """
 
     def __init__(self, records: list[OpRecord], expected: _Expected | None) -> None:
@@ -199,10 +183,11 @@ class _Sums(TorchDispatchMode):
 
     def _match(self, op: str) -> int | None:
         for index in range(self._next, len(self._records)):
-            if self._records[index].op == op:
+            recorded = self._records[index].op
+            if recorded == op or (op == _ALIAS and recorded == _SLICE):
                 self._next = index + 1
                 return index
-            if "_to_copy" in op or "_to_copy" not in self._records[index].op:
+            if "_to_copy" in op or ("_to_copy" not in recorded and recorded != _SLICE):
                 return None
         return None
 
@@ -217,78 +202,12 @@ def _first_difference(
             run_model(model, inputs)
         runs.append(sums)
     for index, a in runs[0].sums.items():
+        if records[index].op == _SLICE and index not in runs[1].sums:
+            continue
         b = runs[1].sums.get(index, math.nan)
         if not abs(a - b) <= 1e-5 * max(abs(a), abs(b)):
             return Fault(index, None, runs[0].places[index])
     return Fault(len(records) - 1, None, "the output")
-
-
-def freeze_fault(
-    fault: Fault,
-    groups: ChannelGroups,
-    facts: Facts,
-    records: list[OpRecord],
-    tried: Sequence[str],
-) -> str:
-    """Freeze what meets the faulty op; returns the reason.
-
-    First the ids that the op issued itself (what a pad adds, what a view splits into); then what
-    enters and leaves the op; if neither had anything removable, what enters the last op before it
-    that had; if that was `tried`, everything that has been seen up to there. All modules of the
-    same class have the same code, so they are treated alike; torch's own layers have no code of
-    the user's, so there only the one is meant.
-    """
-    record = records[fault.index]
-    where = record.module or "the model itself"
-    reason = f"has a size baked in at {fault.place} ({record.op} in {where})"
-    own_code = not record.site[0].__module__.startswith("torch.")
-    alike = [r for r in records if own_code and r.site == record.site and r.op == record.op]
-    alike = alike or [record]
-    issued = [
-        block
-        for r in alike
-        for block in _issued(r, facts, fault)
-        if _removable(groups, _ids(block))
-    ]
-    rows = [_ids(block) for block in issued]
-    if not rows:
-        sides = [side for r in alike for side in (r.outputs, r.inputs)]
-        rows = [ids for side in sides for t in side for ids in t.values()]
-        rows = [r for r in rows if _removable(groups, r)]
-    if not rows and reason not in tried:
-        rows = _nearest_removable(groups, records[: fault.index])
-    if not rows:
-        earlier = records[: fault.index + 1]
-        rows = [ids for r in earlier for t in r.outputs for ids in t.values()]
-    for ids in rows:
-        facts.space.freeze(ids, reason)
-    return reason
-
-
-def _nearest_removable(groups: ChannelGroups, earlier: Sequence[OpRecord]) -> list[Rows]:
-    for record in reversed(earlier):
-        rows = [ids for t in record.inputs for ids in t.values() if _removable(groups, ids)]
-        if rows:
-            return rows
-    return []
-
-
-def _issued(record: OpRecord, facts: Facts, fault: Fault) -> list[Block]:
-    """Ids issued by the op; where its result is known, only those whose size did not follow."""
-    blocks = [facts.space.blocks[i] for i in record.blocks]
-    if fault.actual is None:
-        return blocks
-    stuck = [b for b in blocks if any(b.size in shape for shape in fault.actual)]
-    return stuck or blocks
-
-
-def _ids(block: Block) -> Rows:
-    return np.arange(block.start, block.start + block.size, dtype=np.int64)[None]
-
-
-def _removable(groups: ChannelGroups, rows: Rows) -> bool:
-    nothing = np.zeros(groups.num_atoms, dtype=np.bool_)
-    return bool(rows.size and (rows > FIXED).any() and not groups.survives(rows, nothing).all())
 
 
 def _place_of_error(error: TraceError) -> str:

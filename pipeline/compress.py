@@ -144,13 +144,16 @@ class Compressor:
         step = self.plan(alive).after(self.plan(now.alive))
         small = gbn.prune(now.model, step)
         proof = gbn.prove(now.model, step, small, self._probe)
+        if proof.vacuous:
+            raise gbn.ProofFailed(
+                f"{label}: the cut changes no output on the probes, so nothing is proven; give "
+                "--data, so that real inputs are compared as well"
+            )
         if not proof.ok:
             raise gbn.ProofFailed(
                 f"{label}: the pruned network differs from the gated one by "
                 f"{proof.max_abs_diff:.2e} of the output's scale (allowed {proof.tolerance:.0e})"
             )
-        if proof.vacuous:
-            self._console.warn(f"{label}: the cut changes no output on the probes: nothing proven")
         now.surgery.append(
             {
                 "name": label,
@@ -158,6 +161,7 @@ class Compressor:
                 "tolerance": proof.tolerance,
                 "effect": proof.effect,
                 "dtype": proof.dtype,
+                "randomised": proof.randomised,
             }
         )
         now.model, now.alive = small, alive

@@ -78,16 +78,16 @@ def test_gates_of_norms_start_at_gamma_and_others_at_one(net):
     model, groups = net
     gamma = model.norm.weight.detach().clone()
     with gbn.Gates(model, groups) as gates:
-        assert torch.equal(gates.phi["norm"], gamma)
-        assert gates.phi["plain"].tolist() == [1.0] * 6
-        assert gates.phi["hidden"].tolist() == [1.0] * 5
+        assert torch.equal(gates.phi["norm.weight"], gamma)
+        assert gates.phi["plain.weight"].tolist() == [1.0] * 6
+        assert gates.phi["hidden.weight"].tolist() == [1.0] * 5
 
 
 def test_a_zero_gate_makes_the_channel_zero(net):
     model, groups = net
     with gbn.Gates(model.eval(), groups) as gates, torch.no_grad():
-        gates.phi["norm"][2] = 0.0
-        gates.phi["plain"][1] = 0.0
+        gates.phi["norm.weight"][2] = 0.0
+        gates.phi["plain.weight"][1] = 0.0
         assert not model.norm(model.conv(X))[:, 2].any()
         assert not model.plain(torch.randn(2, 8, 5, 5))[:, 1].any()
 
@@ -100,7 +100,7 @@ def test_folding_after_training_gives_the_gated_network(net):
             optimizer.zero_grad()
             (F.cross_entropy(model(X), Y) + 1e-2 * gates.penalty()).backward()
             optimizer.step()
-        assert not torch.equal(gates.phi["plain"], torch.ones(6))
+        assert not torch.equal(gates.phi["plain.weight"], torch.ones(6))
         model.eval()
         gated = model(X)
     assert torch.equal(model(X), gated)
@@ -126,7 +126,7 @@ def test_tied_weights_are_gated_together_and_folded_once(randomised):
     with gbn.Gates(model, groups) as gates:
         assert torch.equal(model(x), before)
         with torch.no_grad():
-            gates.phi["one"].mul_(0.5)
+            gates.phi["one.weight"].mul_(0.5)
         assert torch.equal(model.one.weight, model.two.weight)
         gated = model(x)
     assert torch.equal(model(x), gated)
@@ -168,7 +168,7 @@ def test_a_norms_score_is_gamma_and_beta_times_their_gradients(net):
     with gbn.Gates(model, groups) as gates:
         _loss(model).backward()
         gates.accumulate()
-    assert np.allclose(gates.site_scores()["norm"], expected, rtol=1e-10)
+    assert np.allclose(gates.site_scores()["norm.weight"], expected, rtol=1e-10)
 
 
 def test_batches_add_up_by_absolute_value(net):
@@ -178,11 +178,11 @@ def test_batches_add_up_by_absolute_value(net):
         totals = np.zeros(6)
         for sign in (1.0, -1.0):
             (sign * F.cross_entropy(model(X), Y)).backward()
-            grad = gates.phi["plain"].grad
-            totals += (grad * gates.phi["plain"]).abs().detach().double().numpy()
+            grad = gates.phi["plain.weight"].grad
+            totals += (grad * gates.phi["plain.weight"]).abs().detach().double().numpy()
             gates.accumulate()
-            assert gates.phi["plain"].grad is None
-    assert np.allclose(gates.site_scores()["plain"], totals)
+            assert gates.phi["plain.weight"].grad is None
+    assert np.allclose(gates.site_scores()["plain.weight"], totals)
     assert totals.max() > 0
 
 
@@ -206,7 +206,10 @@ def test_an_atoms_score_is_the_sum_over_its_gates(randomised):
         per_site, scores = gates.site_scores(), gates.scores()
     order = [groups.dims[site.dim].atoms for site in groups.gates]
     assert all(np.array_equal(np.sort(atoms), np.arange(8)) for atoms in order)
-    expected = per_site["na"][np.argsort(order[0])] + per_site["nb"][np.argsort(order[1])]
+    expected = sum(
+        per_site[f"{name}.weight"][np.argsort(o)]
+        for name, o in zip(("na", "nb"), order, strict=True)
+    )
     assert np.allclose(scores.values, expected)
     assert scores.kind == "gate"
 
@@ -231,7 +234,7 @@ def test_gates_for_another_model_leave_it_as_it_was(net):
 
 
 def test_scores_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="gate scores are not finite: the loss diverged"):
+    with pytest.raises(gbn.GbnError, match="gate scores are not finite: the loss diverged"):
         gbn.Scores(np.array([1.0, np.nan]), "gate")
 
 
@@ -248,3 +251,54 @@ def test_magnitude_scores_are_relative_to_each_tensor_and_refuse_other_models(ne
     assert louder[atom] > values[atom]
     with pytest.raises(gbn.PlanMismatch, match=r"no parameter 'conv.weight'"):
         gbn.magnitude_scores(nn.Linear(2, 2), groups)
+
+
+def test_two_weights_of_one_module_have_gates_of_their_own(prune_and_prove):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            shapes = (16, 3), (24, 16), (10, 24)
+            self.w1, self.w2, self.w3 = (nn.Parameter(torch.randn(*s, 3, 3)) for s in shapes)
+
+        def forward(self, x):
+            x = F.relu(F.conv2d(F.relu(F.conv2d(x, self.w1)), self.w2))
+            return F.conv2d(x, self.w3)
+
+    result = prune_and_prove(Two(), torch.randn(2, 3, 8, 8))
+    with gbn.Gates(result.model, result.groups) as gates:
+        assert {name: len(phi) for name, phi in gates.phi.items()} == {"w1": 16, "w2": 24}
+        result.model(torch.randn(2, 3, 8, 8)).square().sum().backward()
+        gates.accumulate()
+        assert (gates.scores().values > 0).all()
+
+
+def test_norms_that_share_gamma_have_one_gate(prune_and_prove):
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.d = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+            self.b1, self.b2 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+            self.b2.weight = self.b1.weight
+            self.h = nn.Conv2d(8, 5, 1)
+
+        def forward(self, x):
+            return self.h(F.relu(self.b2(self.d(F.relu(self.b1(self.c(x)))))))
+
+    x = torch.randn(2, 3, 8, 8)
+    result = prune_and_prove(Shared(), x)
+    (site,) = result.groups.gates
+    assert {name for name, _ in site.tensors} == {"b1.weight", "b1.bias", "b2.bias"}
+    before = result.model.eval()(x)
+    with gbn.Gates(result.model, result.groups) as gates:
+        assert torch.equal(result.model(x), before)
+        with torch.no_grad():
+            gates.phi["b1.weight"][2] = 0.0
+        assert not result.model.b2.bias[2] and not result.model.b2.weight[2]
+
+
+def test_weights_that_are_not_numbers_are_refused_by_kind(net):
+    model, groups = net
+    with torch.no_grad():
+        model.plain.weight[0] = torch.nan
+    with pytest.raises(gbn.ScoresNotFinite, match=r"magnitude scores .*: the weights hold NaN"):
+        gbn.magnitude_scores(model, groups)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import gbn
+from gbn.proof import distance
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
@@ -73,11 +74,29 @@ def test_nothing_removed_is_a_vacuous_proof(made):
     assert proof.ok and proof.vacuous
 
 
-def test_channels_that_were_dead_already_prove_nothing(made):
+def test_a_head_of_zeros_is_replaced_by_random_values_for_the_proof(made):
     model, plan = made
     with torch.no_grad():
         model.last.weight.zero_()
-    assert gbn.prove(model, plan, gbn.prune(model, plan), X).vacuous
+    proof = gbn.prove(model, plan, gbn.prune(model, plan), X)
+    assert proof.ok and proof.randomised and not proof.vacuous
+    # a gate is missing: only random values can tell that it is wrong
+    gates = tuple(gate for gate in plan.gates if gate[0] != "norm.bias")
+    wrong = dataclasses.replace(plan, gates=gates)
+    proof = gbn.prove(model, wrong, gbn.prune(model, wrong), X)
+    assert not proof.ok and proof.randomised
+
+
+def test_a_proof_that_stays_vacuous_is_not_ok(made):
+    class Nothing(Net):
+        def forward(self, x):
+            return super().forward(x) * 0
+
+    model, plan = made
+    nothing = Nothing()
+    nothing.load_state_dict(model.state_dict())
+    proof = gbn.prove(nothing, plan, gbn.prune(nothing, plan), X)
+    assert proof.vacuous and proof.randomised and not proof.ok
 
 
 def test_a_network_that_does_not_run_is_a_failed_proof(made):
@@ -149,3 +168,12 @@ def test_gates_at_zero_silence_their_channels(made):
     assert not gated.norm.weight[gone].any() and not gated.norm.bias[gone].any()
     assert model.norm.weight[gone].all()
     assert torch.equal(gated.stem.weight, model.stem.weight)
+
+
+def test_the_distance_of_complex_outputs_has_both_parts():
+    reference = torch.complex(torch.ones(3), torch.zeros(3))
+    assert distance([reference], [torch.complex(torch.ones(3), torch.full((3,), 9.0))]) == 9.0
+    with pytest.raises(gbn.ProofFailed, match=r"gives torch.float32, not torch.complex64"):
+        distance([reference], [torch.ones(3)])
+    with pytest.raises(gbn.ProofFailed, match="nothing to compare"):
+        distance([], [])

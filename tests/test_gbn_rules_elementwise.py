@@ -227,3 +227,65 @@ def test_writing_into_a_slice_never_prunes_wrong(prune_and_prove):
             return self.last(F.relu(self.mid(out)))
 
     prune_and_prove(Written(), X, flops=0.7)
+
+
+class Scales(nn.Module):
+    """A residual sum with a scale of one element, shape `shape`, that starts at `value`."""
+
+    def __init__(self, shape, value, first=False):
+        super().__init__()
+        self.c, self.d = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.h = nn.Conv2d(8, 5, 1)
+        self.a, self.first = nn.Parameter(torch.full(shape, value)), first
+
+    def forward(self, x):
+        f = self.c(x)
+        return self.h(self.a * f.relu() if self.first else f + self.a * self.d(f).relu())
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_scale_that_was_zero_while_tracing_may_become_another(shape):
+    torch.manual_seed(0)
+    model = Scales(shape, 0.0)
+    groups = gbn.trace(model, X)
+    assert groups.num_atoms == 8
+    with torch.no_grad():
+        model.a.fill_(0.7)
+    plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.5)
+    proof = gbn.prove(model, plan, gbn.prune(model, plan), X)
+    assert proof.ok and not proof.randomised, proof
+
+
+def test_a_scale_of_one_element_does_not_hide_the_gates_of_what_it_scales(prune_and_prove):
+    result = prune_and_prove(Scales((1,), 0.5, first=True), X)
+    assert {site.key for site in result.groups.gates} == {"c.weight"}
+    assert result.groups.num_atoms == 8
+
+
+def test_a_number_written_in_the_forward_is_a_constant(prune_and_prove):
+    class Twice(Scales):
+        def forward(self, x):
+            return self.h(self.c(x).relu() * torch.tensor(2.0) + torch.zeros(()))
+
+    assert prune_and_prove(Twice((), 1.0), X).groups.num_atoms == 8
+
+
+@pytest.mark.parametrize(
+    ("write", "free"),
+    [
+        (lambda f, s: f[:, :, :1, :1].add_(s), 0),
+        (lambda f, s: f.flatten(2).sub_(s).clamp_(min=0), 0),
+        (lambda f, s: f[:, :, :1].mul_(s), 8),
+        (lambda f, _: f.view(f.shape).relu_(), 8),
+    ],
+    ids=["add", "sub", "mul", "relu"],
+)
+def test_a_write_through_a_view_reaches_what_it_is_a_view_of(write, free, randomised):
+    class Writes(Scales):
+        def forward(self, x):
+            f = self.c(x).relu()
+            write(f, (x.mean() > 5).to(x.dtype))  # nothing to see in the trial
+            return self.h(f)
+
+    groups = gbn.trace(randomised(Writes((), 1.0)), X)
+    assert groups.num_atoms == free

@@ -260,7 +260,7 @@ def test_moved_channels_stay_right(op, width, prune_and_prove):
         (lambda x: x.select(1, 3).unsqueeze(1), 1, "picks one position by number (aten.select.int"),
         (lambda x: torch.stack(x.unbind(1), 1), 8, "unbound position by position (aten.unbind.int"),
         (lambda x: torch.cat(x.split(3, 1), 1), 8, "splits channels into unequal parts (aten."),
-        (lambda x: x.unfold(1, 2, 1)[..., 0], 7, "no rule for aten.unfold.default"),
+        (lambda x: x.unfold(1, 2, 1)[..., 0], 7, "is read in windows (aten.unfold.default"),
     ],
     ids=lambda value: "" if callable(value) else str(value)[:20],
 )  # fmt: skip

@@ -157,3 +157,27 @@ def test_one_stream_read_with_and_without_a_norm_is_gated_at_its_writers(prune_a
 
     result = prune_and_prove(Mixed(), X)
     assert {(s.name, s.is_norm) for s in result.groups.gates} == {("norm", True), ("stem", False)}
+
+
+@pytest.mark.parametrize(
+    ("op", "free"),
+    [
+        (lambda f: f.cumsum(2), 8),
+        (lambda f: f.sort(2)[0], 8),
+        (lambda f: f.flatten(2).topk(3)[0].unsqueeze(-1), 8),
+        (lambda f: torch.logsumexp(f, (2, 3), keepdim=True), 0),
+    ],
+    ids=["cumsum", "sort", "topk", "logsumexp"],
+)
+def test_what_zeros_become_along_other_dimensions_is_known(op, free):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.h = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x):
+            return self.h(op(self.c(x)))
+
+    x = torch.randn(2, 3, 8, 8)
+    groups = gbn.trace(Net(), x)
+    assert groups.num_atoms == free and not groups.hard_coded

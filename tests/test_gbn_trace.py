@@ -313,3 +313,17 @@ def test_a_width_that_enters_the_arithmetic_is_found_and_frozen(cast, randomised
     assert "test_gbn_trace.py:" in group_of(groups, "a.0").reason
     assert "aten.div.Tensor" in group_of(groups, "a.0").reason
     assert len(group_of(groups, "b.0").atoms) == 6
+
+
+def test_freeze_knows_every_name_of_a_shared_module():
+    shared = nn.Conv2d(8, 8, 1)
+    layers = [nn.Conv2d(3, 8, 1), nn.ReLU(), shared, nn.ReLU(), shared, nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 4, 1))
+    assert gbn.trace(model, X).num_atoms == 8
+    for name in ("2", "4"):
+        groups = gbn.trace(model, X, freeze=[name])
+        assert groups.num_atoms == 0
+        assert {g.reason for g in groups.groups} == {
+            f"matched by --freeze {name}",
+            "is a model output",
+        }

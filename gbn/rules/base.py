@@ -26,10 +26,14 @@ Dead = float | Raw | None
 
 @dataclass(frozen=True)
 class Info:
-    """Ids of a tensor by dimension (absent: size is fixed), and its dead value."""
+    """Ids of a tensor by dimension (absent: size is fixed), and its dead value.
+
+    `constant`: the forward made it, the same in every run and at each position.
+    """
 
     ids: dict[int, Rows] = field(default_factory=dict)
     dead: Dead = None
+    constant: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class OpCall:
     facts: Facts
     lookup: Callable[[Tensor], Info]
     store: Callable[[Tensor, Info], None]
+    before: tuple[int, ...] = ()  # shape of the first argument before the op, which may change it
 
     @property
     def name(self) -> str:
@@ -174,6 +179,15 @@ def fixed(size: int) -> Rows:
 def stack(parts: Iterable[Rows]) -> Rows:
     """Rows that must all hold, shape (sum of k, n)."""
     return np.concatenate(list(parts), axis=0)
+
+
+def join_dead(values: Iterable[Dead]) -> Dead:
+    """Dead value of tensors that lie side by side."""
+    seen = list(values)
+    if all(value == 0.0 or isinstance(value, frozenset) for value in seen):
+        raw = [value for value in seen if isinstance(value, frozenset)]
+        return frozenset().union(*raw) if raw else 0.0
+    return seen[0] if seen and all(value == seen[0] for value in seen) else None
 
 
 Rule = Callable[[OpCall], None]

@@ -15,7 +15,7 @@ from gbn.ids import Rows
 from gbn.rules.base import Dead, Info, MacRecord, OpCall, aten, fixed, register_rule, stack
 
 
-@register_rule(aten.convolution)
+@register_rule(aten.convolution, aten._convolution)
 def _convolution(call: OpCall) -> None:
     x, weight, bias = call.args[:3]
     transposed, groups = call.args[6], call.args[8]
@@ -62,6 +62,10 @@ def _ends(
     call.tie(dim0, stack(own))
     if transposed and inner == weight.shape[1] == 1:
         return dim0, dim0
+    if transposed and inner == 1:
+        # (g, m) is channel m of group g: all of a group go together, the multiplier stays
+        call.facts.space.freeze(dim1, "is the multiplier of a depthwise convolution")
+        return dim0, np.repeat(dim0, weight.shape[1], axis=1)
     across = [np.repeat(group, weight.shape[1], axis=1)]
     if weight.shape[1] > 1:
         across.append(np.tile(dim1, groups))
@@ -83,7 +87,7 @@ def _consume(call: OpCall, info: Info, dim: int, rows: Rows) -> None:
 def _issue(call: OpCall, ids: dict[int, Rows], channel: int, w: Info, bias: Any) -> None:
     """Set the output's ids; its dead channels are zero once the weight (and bias) are gated."""
     space = call.facts.space
-    block = space.block_start(ids[channel])
+    block = space.block_start(_once(ids[channel]))
     gateable = block is not None and (w.dead == 0.0 or isinstance(w.dead, frozenset))
     dead: Dead = frozenset((block,)) if gateable and block is not None else None
     if block is not None:
@@ -94,6 +98,15 @@ def _issue(call: OpCall, ids: dict[int, Rows], channel: int, w: Info, bias: Any)
         both = isinstance(dead, frozenset) and isinstance(b.dead, frozenset)
         dead = dead | b.dead if both else None  # type: ignore[operator]
     call.set(Info(ids, dead))
+
+
+def _once(rows: Rows) -> Rows:
+    """Ids of which each is repeated equally often, without the repetitions."""
+    if len(rows) > 1 or not rows.size:
+        return rows
+    times = int((rows[0] == rows[0, 0]).sum())
+    single = rows[:, ::times]
+    return single if np.array_equal(np.repeat(single, times, axis=1), rows) else rows
 
 
 @register_rule(aten.addmm, aten.mm, aten.addbmm, aten.linear)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gbn.ids import Rows
-from gbn.rules.base import Dead, Info, OpCall, Raw, aten, fixed, register_rule
+from gbn.rules.base import Dead, Info, OpCall, Raw, aten, fixed, join_dead, register_rule
 
 _PRODUCTS = {aten.mul, aten.mul_}
 _QUOTIENTS = {aten.div, aten.div_}
@@ -56,7 +56,8 @@ def elementwise(call: OpCall) -> None:
             for dim in range(out.ndim)
             if (rows := _meet(call, tensors, out, dim)) is not None
         }
-        call.set(Info(ids, dead_value(call, tensors)), out)
+        constant = bool(tensors) and all(call.info(tensor).constant for tensor in tensors)
+        call.store(out, Info(ids, dead_value(call, tensors, out), constant))
 
 
 def _meet(call: OpCall, tensors: list[Tensor], out: Tensor, dim: int) -> Rows | None:
@@ -81,14 +82,44 @@ def _meet(call: OpCall, tensors: list[Tensor], out: Tensor, dim: int) -> Rows | 
     return found
 
 
-def dead_value(call: OpCall, tensors: list[Tensor]) -> Dead:
-    """Value of removed channels after the op, from their values before it."""
-    dead = [call.info(t).dead if t.ndim else _scalar(t) for t in tensors]
+def dead_value(call: OpCall, tensors: list[Tensor], out: Tensor) -> Dead:
+    """Value of removed channels after the op, from their values before it.
+
+    Taken along each dimension by itself: what an operand holds at its own removed channels says
+    nothing about those of another operand that it is broadcast over.
+    """
+    along: dict[tuple[Dead, ...], None] = {}
+    for dim in range(out.ndim):
+        seen = [_value_along(call, tensor, out, dim) for tensor in tensors]
+        if any(covers for covers, _ in seen):
+            along[tuple(value for _, value in seen)] = None
+    if not along:  # constants alone
+        along[tuple(_constant_value(call, tensor) for tensor in tensors)] = None
+    return join_dead([_combine(call, list(values)) for values in along])
+
+
+def _value_along(call: OpCall, tensor: Tensor, out: Tensor, dim: int) -> tuple[bool, Dead]:
+    """Whether the tensor has removable channels on this dimension of `out`, and its value there."""
+    own = dim - (out.ndim - tensor.ndim)
+    info = call.info(tensor)
+    rows = info.ids.get(own)
+    aligned = rows is not None and out.shape[dim] > 1 and tensor.shape[own] == out.shape[dim]
+    if aligned and rows is not None and not call.facts.space.stays(rows):
+        return True, info.dead
+    return False, _constant_value(call, tensor)
+
+
+def _constant_value(call: OpCall, tensor: Tensor) -> float | None:
+    """The value of a constant that the forward made, the same at each position."""
+    info = call.info(tensor)
+    return info.dead if info.constant and isinstance(info.dead, float) else None
+
+
+def _combine(call: OpCall, dead: list[Dead]) -> Dead:
     packet = call.func.overloadpacket
     if packet in _PRODUCTS and len(dead) > 1:
         return _product(dead)
     if packet in _QUOTIENTS | _SLOPES:  # 0 / y and 0 * slope are 0 whatever y and the slope are
-        dead = dead[:1]
         return dead[0] if dead[0] == 0.0 or isinstance(dead[0], frozenset) else None
     if any(value is None for value in dead):
         return None
@@ -101,10 +132,6 @@ def dead_value(call: OpCall, tensors: list[Tensor]) -> Dead:
         return raw
     call.gate(raw)
     return result
-
-
-def _scalar(tensor: Tensor) -> float | None:
-    return float(tensor) if tensor.numel() == 1 and not tensor.is_complex() else None
 
 
 def _product(dead: list[Dead]) -> Dead:
@@ -145,14 +172,38 @@ def _apply(call: OpCall, numbers: list[Any]) -> float | None:
     aten.alias,
     aten.contiguous,
     aten._to_copy,
-    aten.lift_fresh,
-    aten.lift_fresh_copy,
     aten.dropout,
     aten.view_as_real,
     aten.positive,
 )
 def _same(call: OpCall) -> None:
-    call.set(call.info(call.args[0]))
+    info = call.info(call.args[0])
+    call.set(info)
+    if info.constant:
+        call.store(call.out, info)
+
+
+@register_rule(aten.lift_fresh, aten.lift_fresh_copy)
+def _written_in_the_forward(call: OpCall) -> None:
+    """`torch.tensor(...)` of Python numbers; a single one is the same in every run."""
+    out = call.out
+    single = out.numel() == 1 and not out.is_complex()
+    call.store(out, Info(dead=float(out) if single else None, constant=single))
+
+
+@register_rule(aten.glu)
+def _glu(call: OpCall) -> None:
+    """The first half times the sigmoid of the second: the halves are cut alike."""
+    x = call.args[0]
+    at = call.arg(1, "dim", -1) % x.ndim
+    info = call.info(x)
+    ids = dict(info.ids)
+    if at in ids:
+        half = x.shape[at] // 2
+        ids[at] = info.ids[at][:, :half]
+        call.tie(ids[at], info.ids[at][:, half:])
+    keeps_zero = info.dead == 0.0 or isinstance(info.dead, frozenset)
+    call.set(Info(ids, info.dead if keeps_zero else None))
 
 
 @register_rule(aten.copy_, aten.copy)
@@ -192,7 +243,7 @@ def _constant(call: OpCall) -> None:
     ids = {d: call.fresh(n) for d, n in enumerate(call.out.shape) if n > 1}
     first = call.out.reshape(-1)[:1] if call.out.numel() else None
     known = first is not None and "empty" not in call.name and not first.is_complex()
-    call.set(Info(ids, float(first) if known and first is not None else None))
+    call.store(call.out, Info(ids, float(first) if known and first is not None else None, True))
 
 
 @register_rule(aten.fill_, aten.zero_)

@@ -4,12 +4,14 @@ Ops that join or split dimensions are in `gbn.rules.reshape`; here are those tha
 and lay side by side.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from gbn.ids import NONE, Rows
-from gbn.rules.base import Dead, Info, OpCall, aten, fixed, register_rule
+from gbn.rules.base import Info, OpCall, aten, fixed, join_dead, register_rule
 
 
 @register_rule(aten.permute)
@@ -24,7 +26,7 @@ def _permute(call: OpCall) -> None:
     )
 
 
-@register_rule(aten.t, aten.numpy_T)
+@register_rule(aten.t, aten.t_, aten.numpy_T)
 def _t(call: OpCall) -> None:
     info = call.info(call.args[0])
     last = call.args[0].ndim - 1
@@ -47,14 +49,14 @@ def _unsqueeze(call: OpCall) -> None:
     call.set(Info({d + (d >= at): rows for d, rows in info.ids.items()}, info.dead))
 
 
-@register_rule(aten.squeeze)
+@register_rule(aten.squeeze, aten.squeeze_)
 def _squeeze(call: OpCall) -> None:
-    x = call.args[0]
+    shape = call.before  # in place, the argument has lost its dimensions by now
     chosen = call.arg(1, "dim")
-    dims = range(x.ndim) if chosen is None else [chosen] if isinstance(chosen, int) else chosen
-    gone = {d % x.ndim for d in dims if x.shape[d] == 1} if x.ndim else set()
-    left = [d for d in range(x.ndim) if d not in gone]
-    info = call.info(x)
+    dims = range(len(shape)) if chosen is None else [chosen] if isinstance(chosen, int) else chosen
+    gone = {d % len(shape) for d in dims if shape[d] == 1} if shape else set()
+    left = [d for d in range(len(shape)) if d not in gone]
+    info = call.info(call.args[0])
     call.freeze(info, gone, "squeezes its only channel")
     call.set(Info({new: info.ids[d] for new, d in enumerate(left) if d in info.ids}, info.dead))
 
@@ -202,15 +204,6 @@ def _concatenate(found: list[Rows | None], sizes: list[int]) -> Rows:
     )
 
 
-def join_dead(values: Any) -> Dead:
-    """Dead value of tensors that lie side by side."""
-    seen = list(values)
-    if all(value == 0.0 or isinstance(value, frozenset) for value in seen):
-        raw = [value for value in seen if isinstance(value, frozenset)]
-        return frozenset().union(*raw) if raw else 0.0
-    return seen[0] if seen and all(value == seen[0] for value in seen) else None
-
-
 @register_rule(aten.constant_pad_nd)
 def _pad(call: OpCall) -> None:
     """Padded channels hold one constant: they get ids of their own and may go as well."""
@@ -260,7 +253,7 @@ def _index(call: OpCall) -> None:
     x = call.args[0]
     info = call.info(x)
     if call.func.overloadpacket is aten.index:
-        at = [d for d, index in enumerate(call.args[1]) if index is not None]
+        at = _indexed(call.args[1])
     else:
         at = (
             [call.args[1] % x.ndim]
@@ -272,10 +265,21 @@ def _index(call: OpCall) -> None:
         call.set(Info({d: r for d, r in info.ids.items() if d not in at}, info.dead))
         return
     if call.func.overloadpacket is aten.index and len(at) and at == list(range(at[0], at[-1] + 1)):
-        new = max(index.ndim for index in call.args[1] if index is not None)
-        shift = new - len(at)
+        shift = call.out.ndim - x.ndim
         ids = {d + shift * (d > at[-1]): r for d, r in info.ids.items() if d not in at}
         call.set(Info(ids, info.dead))
         return
     call.freeze(info, why="is indexed by position")
     call.set(Info())
+
+
+def _indexed(indices: Sequence[Tensor | None]) -> list[int]:
+    """Dimensions that are indexed; a boolean index covers as many as it has of its own."""
+    at: list[int] = []
+    dim = 0
+    for index in indices:
+        mask = index is not None and index.dtype in (torch.bool, torch.uint8)
+        width = index.ndim if mask and index is not None else 1
+        at += range(dim, dim + width) if index is not None else ()
+        dim += width
+    return at

@@ -186,7 +186,9 @@ def _reduction(call: OpCall) -> None:
         dead = 0.0 if isinstance(dead, frozenset) or dead == 0.0 else None
     elif over:
         call.freeze(info, over, "is reduced over channels")
-    elif packet not in (aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.any, aten.all):
+    elif packet is aten.logsumexp:
+        dead = None  # of n zeros it is log n
+    elif packet not in (aten.mean, aten.amax, aten.amin, aten.max, aten.min):
         dead = dead if dead == 0.0 or isinstance(dead, frozenset) else None
     for out in call.outputs():
         kept = out.ndim == x.ndim
@@ -215,11 +217,13 @@ def _reduced(call: OpCall, x: Tensor) -> set[int]:
     aten._softmax, aten._safe_softmax, aten._log_softmax, aten.cumsum, aten.sort, aten.topk
 )
 def _along(call: OpCall) -> None:
-    """Along one dimension: channels there stay, others pass with an unknown dead value."""
+    """Along one dimension: channels there stay, others pass; zeros summed or ordered are zeros."""
     x = call.args[0]
     info = call.info(x)
     at = call.arg(2 if "topk" in call.name else 1, "dim", -1) % max(x.ndim, 1)
     call.freeze(info, [at], "is normalised or ordered over channels")
     ids = {d: rows for d, rows in info.ids.items() if d != at}
-    for out in call.outputs():
-        call.set(Info(ids, None), out)
+    keeps_zero = info.dead == 0.0 or isinstance(info.dead, frozenset)
+    values = keeps_zero and "softmax" not in call.name
+    for number, out in enumerate(call.outputs()):
+        call.set(Info(ids, info.dead if values and number == 0 else None), out)

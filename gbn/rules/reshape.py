@@ -5,16 +5,17 @@ dimension that splits into several gets new ids for each factor, and the old ids
 of the new: removing row r removes every (r, c), which keeps the result rectangular.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
 
 from gbn.ids import Rows
-from gbn.rules.base import Info, OpCall, Split, aten, register_rule, stack
+from gbn.rules.base import Info, OpCall, Split, aten, join_dead, register_rule, stack
 
 
-@register_rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias)
+@register_rule(aten.view.default, aten._unsafe_view, aten.reshape, aten._reshape_alias)
 def _view(call: OpCall) -> None:
     reshape(call, call.args[0], tuple(call.out.shape))
 
@@ -49,6 +50,8 @@ def _blocks(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int],
                 b *= new[j]
                 right.append(j)
                 j += 1
+            else:
+                raise ValueError(f"shapes {old} and {new} have different numbers of elements")
             if a == b and (left or i >= len(old)) and (right or j >= len(new)):
                 break
         blocks.append((left, right))
@@ -185,3 +188,25 @@ def _pixel_shuffle(call: OpCall) -> None:
         else:
             ids[at] = np.repeat(rows, factor, axis=1)
     call.set(Info(ids, info.dead))
+
+
+@register_rule(aten.unfold)
+def _unfold(call: OpCall) -> None:
+    """Windows along one dimension, which come last; the others pass."""
+    info = call.info(call.args[0])
+    at = call.args[1] % max(call.args[0].ndim, 1)
+    call.freeze(info, [at], "is read in windows")
+    call.set(Info({d: rows for d, rows in info.ids.items() if d != at}, info.dead))
+
+
+@register_rule(aten.im2col)
+def _im2col(call: OpCall) -> None:
+    """(N, C, H, W) -> (N, C * kernel, windows): each channel is repeated for its kernel."""
+    x, kernel, _, padding = call.args[:4]
+    info = call.info(x)
+    at = x.ndim - 3
+    call.freeze(info, [d for d in info.ids if d > at], "is read in windows")
+    ids = {d: rows for d, rows in info.ids.items() if d < at}
+    if at in info.ids:
+        ids[at] = np.repeat(info.ids[at], math.prod(kernel), axis=1)
+    call.set(Info(ids, join_dead([info.dead, 0.0]) if any(padding) else info.dead))

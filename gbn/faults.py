@@ -1,0 +1,105 @@
+"""Where a cut went wrong, and what is frozen there.
+
+What enters: the op at which a trial disagreed with the record. What leaves: facts that freeze what
+meets that op, and the reason, with the line of code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from gbn.groups import ChannelGroups
+from gbn.ids import FIXED, Block, Rows
+from gbn.rules import Facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpRecord:
+    """One executed op: where it ran, and the ids of what went in and came out."""
+
+    op: str
+    module: str
+    site: tuple[type[nn.Module], int]  # class of the module, ordinal of the op in its forward
+    shapes: tuple[tuple[int, ...], ...]
+    inputs: tuple[dict[int, Rows], ...]
+    outputs: tuple[dict[int, Rows], ...]
+    blocks: range  # ids issued by this op, as numbers of the id space's blocks
+
+
+@dataclass(frozen=True)
+class Fault:
+    """The op (index into the records) at which a cut goes wrong, and the line of code."""
+
+    index: int
+    actual: tuple[tuple[int, ...], ...] | None  # output shapes, None if it crashed
+    place: str
+
+
+def freeze_fault(
+    fault: Fault,
+    groups: ChannelGroups,
+    facts: Facts,
+    records: list[OpRecord],
+    tried: Sequence[str],
+) -> str:
+    """Freeze what meets the faulty op; returns the reason.
+
+    First the ids that the op issued itself (what a pad adds, what a view splits into); then what
+    enters and leaves the op; if neither had anything removable, what enters the last op before it
+    that had; if that was `tried`, everything that has been seen up to there. All modules of the
+    same class have the same code, so they are treated alike; torch's own layers have no code of
+    the user's, so there only the one is meant.
+    """
+    record = records[fault.index]
+    where = record.module or "the model itself"
+    reason = f"has a size baked in at {fault.place} ({record.op} in {where})"
+    own_code = not record.site[0].__module__.startswith("torch.")
+    alike = [r for r in records if own_code and r.site == record.site and r.op == record.op]
+    alike = alike or [record]
+    issued = [
+        block
+        for r in alike
+        for block in _issued(r, facts, fault)
+        if _removable(groups, _ids(block))
+    ]
+    rows = [_ids(block) for block in issued]
+    if not rows:
+        sides = [side for r in alike for side in (r.outputs, r.inputs)]
+        rows = [ids for side in sides for t in side for ids in t.values()]
+        rows = [r for r in rows if _removable(groups, r)]
+    if not rows and reason not in tried:
+        rows = _nearest_removable(groups, records[: fault.index])
+    if not rows:
+        earlier = records[: fault.index + 1]
+        rows = [ids for r in earlier for t in r.outputs for ids in t.values()]
+    for ids in rows:
+        facts.space.freeze(ids, reason)
+    return reason
+
+
+def _nearest_removable(groups: ChannelGroups, earlier: Sequence[OpRecord]) -> list[Rows]:
+    for record in reversed(earlier):
+        rows = [ids for t in record.inputs for ids in t.values() if _removable(groups, ids)]
+        if rows:
+            return rows
+    return []
+
+
+def _issued(record: OpRecord, facts: Facts, fault: Fault) -> list[Block]:
+    """Ids issued by the op; where its result is known, only those whose size did not follow."""
+    blocks = [facts.space.blocks[i] for i in record.blocks]
+    if fault.actual is None:
+        return blocks
+    stuck = [b for b in blocks if any(b.size in shape for shape in fault.actual)]
+    return stuck or blocks
+
+
+def _ids(block: Block) -> Rows:
+    return np.arange(block.start, block.start + block.size, dtype=np.int64)[None]
+
+
+def _removable(groups: ChannelGroups, rows: Rows) -> bool:
+    nothing = np.zeros(groups.num_atoms, dtype=np.bool_)
+    return bool(rows.size and (rows > FIXED).any() and not groups.survives(rows, nothing).all())

@@ -1,0 +1,79 @@
+"""Ops that are met less often: found by their rule, frozen, or refused by name."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gbn
+from gbn.rules import RULES
+
+X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Between(nn.Module):
+    """A convolution, what is to be tested, and a layer that sums over channels."""
+
+    def __init__(self, op, head, width=16, **layers):
+        super().__init__()
+        self.c, self.h = nn.Conv2d(3, width, 3, padding=1), head
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.op = op
+
+    def forward(self, x):
+        return self.h(self.op(self, F.relu(self.c(x))))
+
+
+@pytest.mark.parametrize(
+    ("op", "head", "width", "num_atoms"),
+    [
+        (lambda _, f: f.mean((2, 3), True).squeeze_(-1).squeeze_(), nn.Linear(16, 5), 16, 16),
+        (lambda _, f: f.mean((2, 3)).t_().t_(), nn.Linear(16, 5), 16, 16),
+        (lambda _, f: F.glu(f, 1), nn.Conv2d(8, 5, 1), 16, 8),
+        (lambda _, f: f.unfold(3, 2, 2).amax(-1), nn.Conv2d(16, 5, 1), 16, 16),
+        (lambda _, f: F.unfold(f, 3, padding=1).transpose(1, 2), nn.Linear(144, 5), 16, 16),
+        (lambda _, f: f.permute(0, 2, 3, 1)[:, torch.eye(8) > 0], nn.Linear(16, 5), 16, 16),
+    ],
+    ids=["squeeze_", "t_", "glu", "unfold", "im2col", "mask"],
+)  # fmt: skip
+def test_channels_pass(op, head, width, num_atoms, prune_and_prove):
+    result = prune_and_prove(Between(op, head, width), X)
+    assert result.groups.num_atoms == num_atoms
+    assert not result.groups.unknown_ops and not result.groups.hard_coded
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_transposed_depthwise_convolution_with_a_multiplier(bias, prune_and_prove):
+    up = nn.ConvTranspose2d(16, 32, 3, stride=2, groups=16, bias=bias)
+    model = Between(lambda m, f: F.relu(m.up(f)), nn.Conv2d(32, 5, 1), up=up)
+    result = prune_and_prove(model, X, flops=0.6)
+    assert result.groups.num_atoms == 16
+    kept = result.small.c.out_channels
+    assert result.small.up.weight.shape[:2] == (kept, 2)
+    assert result.small.up.groups == kept and result.small.h.in_channels == 2 * kept
+
+
+def test_bits_read_as_another_type_freeze_their_channels():
+    model = Between(lambda _, f: f + 0 * f.view(torch.int32).sum(), nn.Conv2d(16, 5, 1))
+    groups = gbn.trace(model, X)
+    assert groups.num_atoms == 0 and "aten.view.dtype" in groups.unknown_ops
+
+
+def test_a_rule_that_fails_is_not_blamed_on_the_model():
+    op = torch.ops.aten.relu
+
+    def broken(_call):
+        raise IndexError("no such dim")
+
+    held = RULES.get(op)
+    gbn.register_rule(op)(broken)
+    try:
+        with pytest.raises(
+            gbn.RuleError, match=r"rule for aten.relu.default in the model .*report"
+        ):
+            gbn.trace(Between(lambda _, f: f, nn.Conv2d(16, 5, 1)), X)
+    finally:
+        RULES.pop(op)
+        if held is not None:
+            RULES[op] = held
