@@ -5,7 +5,6 @@ folder only. Refused: unreadable input, a model at chance level, a target that n
 provider that does not run the model.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,24 +56,26 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     console.say(loaded.description)
     for warning in loaded.warnings:
         console.warn(warning)
+    _require_finite(loaded)
     _all_learn(loaded, console)
-    data = _load_data(config, loaded, console)
+    console.say(f"input size: {','.join(str(n) for n in loaded.input_size)}")
     console.stage("baseline")
     path = scratch / "baseline.onnx"
     exporters.export_onnx(loaded.module, export_request(config, loaded, path, {}))
     cost = exporters.count_macs(path)
     session = exporters.open_session(path, config.deploy.provider)
+    example = torch.randn(
+        1, *loaded.input_size, generator=torch.Generator().manual_seed(config.recovery.seed)
+    )
+    groups = gbn.trace(loaded.module, example, freeze=config.constraints.freeze)
+    _say_frozen(groups, console)
+    # What costs more comes after what may still be refused at once.
+    data = _load_data(config, loaded, console)
     found = None
     if data is not None:
         found = verify.accuracy(session, data, console, "baseline accuracy")
         console.say(f"baseline: {found.value:.2%} top-1 on {found.samples} validation images")
         verify.require_better_than_chance(found, data, loaded.num_outputs or 2)
-    probes = verify.Probes.make(loaded.input_size, data, config.recovery.seed)
-    groups = gbn.trace(loaded.module, probes.random[:1], freeze=config.constraints.freeze)
-    for op, modules in groups.unknown_ops.items():
-        console.warn(f"no rule for {op}: channels that enter it stay (in {', '.join(modules)})")
-    for place in groups.hard_coded:
-        console.detail(f"frozen there: {place}")
     return Baseline(
         loaded=loaded, data=data, groups=groups, cost=cost, accuracy=found, onnx=path, device=device
     )
@@ -94,6 +95,19 @@ def resolve_device(name: str) -> torch.device:
         found = f"{torch.cuda.device_count()} CUDA devices"
         raise UsageError(f"--device {name}: not on this machine ({found}): use --device auto")
     return device
+
+
+def _require_finite(loaded: LoadedModel) -> None:
+    for name, tensor in loaded.module.state_dict().items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise UsageError(f"the weights hold NaN or infinity in {name!r}: the training diverged")
+
+
+def _say_frozen(groups: gbn.ChannelGroups, console: RunConsole) -> None:
+    for op, modules in groups.unknown_ops.items():
+        console.warn(f"no rule for {op}: channels that enter it stay (in {', '.join(modules)})")
+    for place in groups.hard_coded:
+        console.detail(f"frozen there: {place}")
 
 
 def _all_learn(loaded: LoadedModel, console: RunConsole) -> None:
@@ -132,7 +146,7 @@ def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> D
         )
     console.say(
         f"data: {data.num_train} training and {data.num_val} validation images; "
-        f"{json.dumps(dict(data.preprocessing), default=str)}"
+        + ", ".join(f"{key} {_plain(value)}" for key, value in data.preprocessing.items())
     )
     return data
 
@@ -167,3 +181,7 @@ def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal
         f"exported graph at batch 1; not counted: {dict(cost.uncounted)}"
     )
     return Goal(flops=asked["flops"], params=asked["params"], settings=settings)
+
+
+def _plain(value: object) -> str:
+    return ",".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)

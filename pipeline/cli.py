@@ -32,6 +32,7 @@ Example:
 """
 
 EXIT_CODES = """\
+Before any training, `compress inspect MODEL` tells what can be pruned.
 Exit codes: 0 all met, 2 usage, 10 FLOPs or params, 11 parity, 12 accuracy,
   13 latency, 14 provider, 130 interrupted. A run goes on with --resume.
 """
@@ -183,6 +184,7 @@ def prune(state: RunState, /, **options: Any) -> int:
         click.echo(report.to_json())
     else:
         console.result(summary_table(report))
+        console.say(f"the file: {config.out / 'model.onnx'}; all figures: report.html beside it")
     return report.exit_code
 
 

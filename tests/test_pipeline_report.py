@@ -93,7 +93,7 @@ def test_the_json_has_the_documented_keys() -> None:
     for section, keys in KEYS.items():
         assert keys <= set(content[section]), section
     for when in ("before", "after"):
-        assert {"p50_ms", "p90_ms", "p99_ms", "n"} == set(content["latency"][when])
+        assert {"p50_ms", "p90_ms", "p99_ms", "n", "cv"} == set(content["latency"][when])
     assert content["latency"]["speedup"] == {"median": 1.33, "ci95": [1.30, 1.37]}
     assert content["flops"]["kept"] == pytest.approx(0.6)
     assert content["target"]["flops_kept"] == pytest.approx(0.6)
