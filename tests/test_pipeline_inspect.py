@@ -1,0 +1,78 @@
+"""`compress inspect` on the tiny job: what it lists, and what it refuses."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.cli import main
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny_job import write_job
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_job(tmp_path_factory.mktemp("inspect"))
+
+
+def inspect(job: dict[str, Path], *extra: str) -> Result:
+    args = ["inspect", "--arch", f"{job['arch']}:Tiny", "--input-size", "1,8,8", *extra]
+    return CliRunner().invoke(main, [*args, str(job["model"])])
+
+
+def test_groups_are_those_of_the_network(job: dict[str, Path]) -> None:
+    result = inspect(job, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    groups = {group["name"]: group for group in found["groups"]}
+    assert {name: group["size"] for name, group in groups.items()} == {
+        "stem": 16, "inner": 24, "head": 4,
+    }  # fmt: skip
+    assert groups["stem"]["layers"] == ["stem", "outer"]
+    assert groups["head"]["frozen"]
+    assert "model output" in groups["head"]["reason"]
+
+
+def test_costs_are_counted_by_hand(job: dict[str, Path]) -> None:
+    found = json.loads(inspect(job, "--json").stdout)
+    stem, inner, outer, head = 64 * 9 * 16, 64 * 9 * 16 * 24, 64 * 9 * 16 * 24, 16 * 4
+    assert found["num_macs"] == stem + inner + outer + head
+    shares = {group["name"]: group["macs_share"] for group in found["groups"]}
+    assert shares["inner"] == pytest.approx((inner + outer) / found["num_macs"])
+    assert shares["head"] == 0.0  # it can never shrink
+    # at least a tenth of each width stays: 2 of 16 and 3 of 24, in multiples of 2: 2 and 4
+    least = 64 * 9 * 2 + 2 * 64 * 9 * 2 * 4 + 2 * 4
+    assert found["smallest_flops_kept"] == pytest.approx(least / found["num_macs"])
+
+
+def test_equal_cut_keeps_the_same_share_of_each_width(job: dict[str, Path]) -> None:
+    found = json.loads(inspect(job, "--json", "--target-flops", "0.5").stdout)
+    kept = {g["name"]: g["equal_cut_keeps"] / g["size"] for g in found["groups"]}
+    assert 0.4 < found["equal_cut"] <= 0.5
+    assert kept["head"] == 1.0
+    assert kept["stem"] == pytest.approx(kept["inner"], abs=1 / 16)
+
+
+def test_frozen_module_is_shown_with_its_pattern(job: dict[str, Path]) -> None:
+    found = json.loads(inspect(job, "--json", "--freeze", "inner").stdout)
+    inner = next(group for group in found["groups"] if group["name"] == "inner")
+    assert inner["frozen"]
+    assert "--freeze inner" in inner["reason"]
+
+
+def test_table_names_each_group_and_the_smallest_cost(job: dict[str, Path]) -> None:
+    result = inspect(job)
+    assert result.exit_code == 0, result.output
+    assert "smallest reachable: " in result.output
+    for name in ("stem", "inner", "head", "is a model output"):
+        assert name in result.output
+
+
+def test_missing_file_is_refused_in_one_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path / "none.pt")])
+    assert result.exit_code == 2
+    assert "does not exist" in result.stderr
