@@ -24,7 +24,7 @@ class DiskFullError(CompressError):
     exit_code = 2
 
 
-def write_atomic(path: Path, writer: Callable[[Path], None]) -> None:
+def write_atomic(path: Path, writer: Callable[[Path], object]) -> None:
     """Let `writer` write a file, and put it at `path` only when it is whole and on the disk.
 
     `writer` gets a temporary path in the same directory, with the same suffix; on any error it is

@@ -13,6 +13,7 @@ import torch
 
 import exporters
 import gbn
+from exporters.session import Session
 from pipeline import verify
 from pipeline.compress import Goal
 from pipeline.config import RunConfig
@@ -33,6 +34,8 @@ class Baseline:
     cost: exporters.OnnxCost
     accuracy: exporters.Accuracy | None
     onnx: Path
+    session: Session
+    probes: verify.Probes
     device: torch.device
 
 
@@ -77,7 +80,15 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
         console.say(f"baseline: {found.value:.2%} top-1 on {found.samples} validation images")
         verify.require_better_than_chance(found, data, loaded.num_outputs or 2)
     return Baseline(
-        loaded=loaded, data=data, groups=groups, cost=cost, accuracy=found, onnx=path, device=device
+        loaded=loaded,
+        data=data,
+        groups=groups,
+        cost=cost,
+        accuracy=found,
+        onnx=path,
+        session=session,
+        probes=verify.Probes.make(loaded.input_size, data, config.recovery.seed),
+        device=device,
     )
 
 

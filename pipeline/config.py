@@ -29,9 +29,7 @@ __all__ = [
 ]
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
-PRECISIONS = ("fp32",)
 AUGMENTATIONS = ("auto", "standard", "none")
-RECIPES = ("default",)
 MIN_OPSET = 18
 DEFAULT_OPSET = 20
 
@@ -152,10 +150,8 @@ class RecoveryConfig:
 
     epochs: int = 0
     """The whole training budget, in passes over the training set."""
-    recipe: str = "default"
-    """The named schedule of ticks, tocks and fine-tuning."""
     lr: float | None = None
-    """Peak learning rate; None takes the recipe's."""
+    """Peak learning rate; None takes the default."""
     distill: bool = True
     """Whether the unpruned network teaches the pruned one."""
     seed: int = 0
@@ -163,7 +159,6 @@ class RecoveryConfig:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"--epochs: {self.epochs} is below 0")
-        _require(self.recipe in RECIPES, f"recipe: {self.recipe!r} is not one of {RECIPES}")
         good_lr = self.lr is None or (math.isfinite(self.lr) and self.lr > 0)
         _require(good_lr, f"--lr: {self.lr} is not a finite number above 0")
         _require(0 <= self.seed < 2**32, f"--seed: {self.seed} is outside 0 to 4294967295")
@@ -196,19 +191,16 @@ class DeployConfig:
 
     provider: str = "cpu"
     """The onnxruntime execution provider that must run the graph."""
-    precision: str = "fp32"
-    """Numeric type of weights and activations in the file."""
     opset: int = DEFAULT_OPSET
     """Version of ONNX's operator set."""
     latency_batch: int = 1
     """Batch size at which latency is measured."""
 
     def __post_init__(self) -> None:
-        for what, value, known in (
-            ("--provider", self.provider, PROVIDERS),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            _require(value in known, f"{what}: {value!r} is not one of {', '.join(known)}")
+        _require(
+            self.provider in PROVIDERS,
+            f"--provider: {self.provider!r} is not one of {', '.join(PROVIDERS)}",
+        )
         _require(
             self.opset >= MIN_OPSET,
             f"--opset: {self.opset} is below {MIN_OPSET}, the oldest that torch's exporter writes",

@@ -19,7 +19,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
 import exporters
+import gbn
 from exporters.session import Session
+from gbn.prune_plan import GroupWidth
 from pipeline import verify
 from pipeline.baseline import Baseline, export_request, measure_baseline, set_goal
 from pipeline.compress import Compressed, Compressor, Goal
@@ -58,15 +60,11 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
             return None
         with run:
             run.create()
-            run.write("stages/baseline.onnx", lambda to: _copy(baseline.onnx, to))
+            run.write("stages/baseline.onnx", lambda to: shutil.copyfile(baseline.onnx, to))
             stages = [{"name": "baseline", "seconds": round(monotonic() - began, 2)}]
             compressed, compressor = _compress(config, baseline, goal, run, console)
             stages += compressed.curve
             return _finish(config, baseline, compressed, compressor, run, console, stages)
-
-
-def _copy(source: Path, target: Path) -> None:
-    shutil.copyfile(source, target)
 
 
 def _say_groups(baseline: Baseline, console: RunConsole) -> None:
@@ -94,10 +92,8 @@ def _compress(
             seed=config.recovery.seed,
         )
         trainer = Trainer(fabric, data, loaded.module, settings, console)
-    probes = verify.Probes.make(loaded.input_size, data, config.recovery.seed)
-    compressor = Compressor(
-        loaded.module, baseline.groups, goal, trainer, probes.mixed(_PROOF_IMAGES), run, console
-    )
+    probe = baseline.probes.mixed(_PROOF_IMAGES)
+    compressor = Compressor(loaded.module, baseline.groups, goal, trainer, probe, run, console)
     return compressor.compress(config.recovery.epochs), compressor
 
 
@@ -112,8 +108,31 @@ def _finish(
 ) -> Report:
     console.stage("export")
     began = monotonic()
-    model, loaded = compressed.model.eval(), baseline.loaded
     plan = compressor.plan(compressed.alive)
+    _write_artefacts(config, baseline, compressed.model.eval(), plan, run)
+    stages.append({"name": "export", "seconds": round(monotonic() - began, 2)})
+
+    console.stage("verify")
+    began = monotonic()
+    session = exporters.open_session(run.path / "model.onnx", config.deploy.provider)
+    measured = _measure(config, baseline, compressed, session, console)
+    stages.append({"name": "verify", "seconds": round(monotonic() - began, 2)})
+    report = build_report(
+        Measurements(**measured, groups=[_group_row(g) for g in plan.groups], stages=stages)
+    )
+    run.write("report.json", lambda to: to.write_text(report.to_json(), encoding="utf-8"))
+    run.write("report.html", lambda to: to.write_text(render_html(report), encoding="utf-8"))
+    return report
+
+
+def _write_artefacts(
+    config: RunConfig,
+    baseline: Baseline,
+    model: torch.nn.Module,
+    plan: gbn.PrunePlan,
+    run: RunDirectory,
+) -> None:
+    loaded = baseline.loaded
     preprocessing = {} if baseline.data is None else dict(baseline.data.preprocessing)
     metadata = {
         "gbn_compress": json.dumps(
@@ -127,46 +146,18 @@ def _finish(
             default=str,
         )
     }
-    out = run.path / "model.onnx"
     example = (torch.zeros(2, *loaded.input_size),)
     run.write(
-        out.name,
-        lambda to: _done(
-            exporters.export_onnx(model, export_request(config, loaded, to, metadata))
-        ),
+        "model.onnx",
+        lambda to: exporters.export_onnx(model, export_request(config, loaded, to, metadata)),
     )
-    run.write("model.pt2", lambda to: _done(exporters.export_program(model, example, to)))
+    run.write("model.pt2", lambda to: exporters.export_program(model, example, to))
     run.write("plan.json", plan.save)
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
-    run.write("weights.safetensors", lambda to: _write_bytes(to, safetensors.torch.save(state)))
-    stages.append({"name": "export", "seconds": round(monotonic() - began, 2)})
-
-    console.stage("verify")
-    began = monotonic()
-    before, after = verify.sessions((baseline.onnx, out), config.deploy.provider)
-    measured = _measure(config, baseline, compressed, (before, after), model, console)
-    stages.append({"name": "verify", "seconds": round(monotonic() - began, 2)})
-    report = build_report(
-        Measurements(**measured, groups=[_group_row(g) for g in plan.groups], stages=stages)
-    )
-    run.write("report.json", lambda to: _write_text(to, report.to_json()))
-    run.write("report.html", lambda to: _write_text(to, render_html(report)))
-    return report
+    run.write("weights.safetensors", lambda to: to.write_bytes(safetensors.torch.save(state)))
 
 
-def _done(_written: object) -> None:
-    """The writers of a run directory return nothing."""
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def _group_row(group: Any) -> dict[str, Any]:
+def _group_row(group: GroupWidth) -> dict[str, Any]:
     return {
         "name": group.name,
         "size_before": group.size_before,
@@ -181,14 +172,11 @@ def _measure(
     config: RunConfig,
     baseline: Baseline,
     compressed: Compressed,
-    pair: tuple[Session, Session],
-    model: torch.nn.Module,
+    after: Session,
     console: RunConsole,
 ) -> dict[str, Any]:
-    before, after = pair
     loaded, data, cost = baseline.loaded, baseline.data, baseline.cost
     result = exporters.count_macs(config.out / "model.onnx")
-    probes = verify.Probes.make(loaded.input_size, data, config.recovery.seed)
     skipped = {}
     accuracy = None
     if data is None or baseline.accuracy is None:
@@ -204,7 +192,7 @@ def _measure(
         skipped["surgery"] = "nothing had to be removed"
     batch = torch.zeros(config.deploy.latency_batch, *loaded.input_size)
     target = config.target
-    timed = verify.latency(before, after, batch, config.recovery.seed)
+    timed = verify.latency(baseline.session, after, batch, config.recovery.seed)
     for warning in timed.warnings:
         console.warn(f"latency: {warning}")
     return {
@@ -213,7 +201,7 @@ def _measure(
         "size_bytes": BeforeAfter(before=cost.size_bytes, after=result.size_bytes),
         "accuracy": accuracy,
         "surgery": surgery,
-        "parity": verify.parity(model, after, probes),
+        "parity": verify.parity(compressed.model, after, baseline.probes),
         "latency": timed,
         "provider": Provider(requested=config.deploy.provider, ran=(after.provider,)),
         "skipped": skipped,

@@ -180,7 +180,7 @@ class RunDirectory:
     ) -> None:
         self.close()
 
-    def write(self, name: str, writer: Callable[[Path], None]) -> Path:
+    def write(self, name: str, writer: Callable[[Path], object]) -> Path:
         """Write the artefact DIR/`name` by `write_atomic`; returns its path."""
         path = self.path / name
         write_atomic(path, writer)

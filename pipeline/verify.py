@@ -4,8 +4,8 @@ Enters: the baseline's and the result's files, the PyTorch twin, and data where 
 Leaves: plain measurements for the report. Refused: a provider that did not run the graph.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import exporters
 from exporters.session import Session
 from pipeline.console import RunConsole
-from pipeline.data import Data
+from pipeline.data import Batch, Data
 from pipeline.errors import UsageError
 from pipeline.report import Accuracy, Difference, Latency, LatencySummary
 
@@ -62,7 +62,7 @@ def accuracy(session: Session, data: Data, console: RunConsole, label: str) -> e
     loader = data.val_loader()
     with console.progress(label, total=len(loader)) as advance:
 
-        def counted():  # type: ignore[no-untyped-def]
+        def counted() -> Iterator[Batch]:
             for batch in loader:
                 yield batch
                 advance(1)
@@ -121,9 +121,3 @@ def _summary(stats: exporters.LatencyStats) -> LatencySummary:
     return LatencySummary(
         p50_ms=stats.p50_ms, p90_ms=stats.p90_ms, p99_ms=stats.p99_ms, n=stats.n, cv=stats.cv
     )
-
-
-def sessions(paths: tuple[Path, Path], provider: str) -> tuple[Session, Session]:
-    """Both files on the provider; raises ProviderError where it does not run them."""
-    first, second = (exporters.open_session(path, provider) for path in paths)
-    return first, second

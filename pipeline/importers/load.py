@@ -5,7 +5,6 @@ Refused: what cannot be read safely, TorchScript and ONNX files, weights without
 architecture, and models whose input size is stated nowhere.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from pipeline.config import file_sha256
 from pipeline.errors import UsageError, one_line
 from pipeline.importers.architectures import EXAMPLES, Architecture
 from pipeline.importers.callables import import_path
@@ -56,7 +56,7 @@ def load_model(source: ModelSource) -> LoadedModel:
         mean=mean,
         std=std,
         preprocessing_origin=origin if mean is not None else None,
-        sha256=_sha256(source.path),
+        sha256=file_sha256(source.path),
         description=f"{source.path.name}: {found.how}",
         warnings=tuple(notes),
     )
@@ -170,8 +170,3 @@ def _input_size(source: ModelSource, config: InputConfig) -> tuple[int, int, int
             "channels,height,width: --input-size 3,224,224"
         )
     return size
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
