@@ -10,7 +10,8 @@ import numpy as np
 from gbn.groups import ChannelGroups, Mask
 
 NUM_CUTS = 5
-_RANDOM_SHARES = (0.5, 0.75)
+_HALVES = (1, 2)
+_RANDOM_SHARES = {0: 0.5, 3: 0.75}
 
 
 def cut(groups: ChannelGroups, number: int) -> Mask:
@@ -21,10 +22,10 @@ def cut(groups: ChannelGroups, number: int) -> Mask:
     takes a share of each group, evenly spread, and whatever was never taken before.
     """
     generator = np.random.default_rng(number)
-    if number < len(_RANDOM_SHARES):
+    if number in _RANDOM_SHARES:
         alive = generator.random(groups.num_atoms) < _RANDOM_SHARES[number]
-    elif number < NUM_CUTS - 1:
-        alive = _half_of_each(groups, first=number == len(_RANDOM_SHARES))
+    elif number in _HALVES:
+        alive = _half_of_each(groups, first=number == _HALVES[0])
     else:
         untouched = np.logical_and.reduce([cut(groups, earlier) for earlier in range(number)])
         alive = ~untouched & (generator.random(groups.num_atoms) < 0.8)

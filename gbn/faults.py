@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 
 from gbn.groups import ChannelGroups
@@ -22,7 +23,11 @@ class OpRecord:
     op: str
     module: str
     site: tuple[type[nn.Module], int]  # class of the module, ordinal of the op in its forward
+    is_leaf: bool  # the module is made of no others
     shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    numbers: tuple[int | float, ...]  # among the arguments
+    values: tuple[object, ...]  # of what came out with values in a run without them
     inputs: tuple[dict[int, Rows], ...]
     outputs: tuple[dict[int, Rows], ...]
     blocks: range  # ids issued by this op, as numbers of the id space's blocks
@@ -49,13 +54,13 @@ def freeze_fault(
     First the ids that the op issued itself (what a pad adds, what a view splits into); then what
     enters and leaves the op; if neither had anything removable, what enters the last op before it
     that had; if that was `tried`, everything that has been seen up to there. All modules of the
-    same class have the same code, so they are treated alike; torch's own layers have no code of
-    the user's, so there only the one is meant.
+    same class have the same code, so they are treated alike; in torch's own layers, which all
+    kinds of code call, only the one is meant.
     """
     record = records[fault.index]
     where = record.module or "the model itself"
     reason = f"has a size baked in at {fault.place} ({record.op} in {where})"
-    own_code = not record.site[0].__module__.startswith("torch.")
+    own_code = not (record.is_leaf and record.site[0].__module__.startswith("torch."))
     alike = [r for r in records if own_code and r.site == record.site and r.op == record.op]
     alike = alike or [record]
     issued = [

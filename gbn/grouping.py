@@ -7,6 +7,8 @@ convolutions and linear layers) that share an atom become one group.
 from collections.abc import Iterable, Mapping
 
 import numpy as np
+from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from gbn.groups import ChannelGroups, Dim, GateSite, Group, MacOp
@@ -33,7 +35,7 @@ def build_groups(
     gates = builder.gates()
     sizes = bind_sizes(facts.sized, model, builder.dim)
     return ChannelGroups(
-        num_atoms=len(builder.index),
+        num_atoms=builder.num_atoms,
         dims=tuple(builder.dims),
         tensors=tensors,
         shapes=shapes,
@@ -44,7 +46,7 @@ def build_groups(
         sizes=sizes,
         unknown_ops={op: tuple(sorted(modules)) for op, modules in unknown.items()},
         hard_coded=hard_coded,
-        atoms_of_id=builder.atoms_of_id(),
+        atoms_of_ids=builder.atoms_of_ids(),
     )
 
 
@@ -55,11 +57,13 @@ class _Builder:
         self.dims: list[Dim] = []
         self._dim_index: dict[bytes, int | None] = {}
         self._blocks = {block.start: block for block in facts.space.blocks}
-        self.index: dict[int, int] = {}  # class of a removable atom -> its number
-        for start in facts.produced:
-            for atoms in self.resolution.columns(self._rows(start)):
-                for atom in sorted(atoms):
-                    self.index.setdefault(atom, len(self.index))
+        needed = [self.resolution.conditions(self._rows(start))[1] for start in facts.produced]
+        together = np.concatenate([*needed, np.zeros(0, np.int64)])
+        atoms, first = np.unique(together, return_index=True)
+        self.num_atoms = len(atoms)
+        # number of each class, in the order in which layers need them; -1 for what cannot go
+        self.index = np.full(int(self.resolution.label.max()) + 1, -1, dtype=np.int64)
+        self.index[atoms[np.argsort(first)]] = np.arange(len(atoms))
 
     def _rows(self, start: int) -> Rows:
         return np.arange(start, start + self._blocks[start].size, dtype=np.int64)[None]
@@ -68,83 +72,65 @@ class _Builder:
         """Index of the dim that these ids are, or None if all of its positions stay."""
         key = rows.tobytes() + bytes(str(rows.shape), "ascii")
         if key not in self._dim_index:
-            table = self._table(rows)
-            made = Dim(size=rows.shape[1], positions=table[0], atoms=table[1])
-            content = b"%d|" % made.size + made.positions.tobytes() + made.atoms.tobytes()
-            if not len(made.atoms):
+            positions, atoms = self._table(rows)
+            content = b"%d|" % rows.shape[1] + positions.tobytes() + atoms.tobytes()
+            if not len(atoms):
                 self._dim_index[key] = None
             elif content not in self._dim_index:
-                self.dims.append(made)
+                self.dims.append(Dim(size=rows.shape[1], positions=positions, atoms=atoms))
                 self._dim_index[content] = len(self.dims) - 1
             self._dim_index.setdefault(key, self._dim_index.get(content))
         return self._dim_index[key]
 
     def _table(self, rows: Rows) -> tuple[Rows, Rows]:
-        pairs = [
-            (position, self.index[atom])
-            for position, atoms in enumerate(self.resolution.columns(rows))
-            for atom in sorted(atoms)
-            if atom in self.index
-        ]
-        table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-        return table[:, 0].copy(), table[:, 1].copy()
+        positions, classes = self.resolution.conditions(rows)
+        numbers = self.index[classes]
+        return positions[numbers >= 0], numbers[numbers >= 0]
 
-    def atoms_of_id(self) -> tuple[tuple[int, ...], ...]:
-        """Numbers of the atoms that each id depends on."""
-        known: dict[int, tuple[int, ...]] = {}
-        for label in set(self.resolution.label.tolist()):
-            atoms = self.resolution.atoms_of(label)
-            known[label] = tuple(self.index[a] for a in sorted(atoms) if a in self.index)
-        return tuple(known[label] for label in self.resolution.label.tolist())
+    def atoms_of_ids(self) -> csr_matrix:
+        """(num_ids, num_atoms): which atoms each id depends on."""
+        ids, atoms = self._table(np.arange(len(self.resolution.label), dtype=np.int64)[None])
+        shape = (len(self.resolution.label), self.num_atoms)
+        return csr_matrix((np.ones(len(ids)), (ids, atoms)), shape=shape)
 
     def groups(self) -> list[Group]:
-        """Produced widths that share an atom are one group, in the order of execution."""
-        owner: dict[int, int] = {}  # class -> group number; frozen classes tie layers too
-        members: list[list[int]] = []
-        for start in self.facts.produced:
-            labels = {int(self.resolution.label[i]) for i in self._rows(start)[0]}
-            touched = {a for label in labels for a in self.resolution.atoms_of(label)} | labels
-            found = sorted({owner[label] for label in touched if label in owner})
-            target = found[0] if found else len(members)
-            if not found:
-                members.append([])
-            for other in found[1:]:
-                members[target] += members[other]
-                members[other] = []
-                owner.update({k: target for k, v in owner.items() if v == other})
-            members[target].append(start)
-            owner.update(dict.fromkeys(touched, target))
-        return [self._group(starts) for starts in members if starts]
+        """Produced widths that share an atom are one group, in the order of execution.
+
+        Frozen classes tie layers too: a reader wants to see what is added to what.
+        """
+        starts = list(self.facts.produced)
+        if not starts:
+            return []
+        touched = []
+        for start in starts:
+            rows = self._rows(start)
+            classes = [self.resolution.label[rows[0]], self.resolution.conditions(rows)[1]]
+            touched.append(np.unique(np.concatenate(classes)))
+        layer = np.repeat(np.arange(len(starts)), [len(t) for t in touched])
+        size = len(starts) + len(self.index)
+        edges = (np.ones(len(layer)), (layer, np.concatenate(touched) + len(starts)))
+        _, label = connected_components(coo_matrix(edges, shape=(size, size)), directed=False)
+        members: dict[int, list[int]] = {}
+        for start, group in zip(starts, label.tolist(), strict=False):
+            members.setdefault(group, []).append(start)
+        return [self._group(group) for group in members.values()]
 
     def _group(self, starts: list[int]) -> Group:
-        starts = sorted(starts, key=list(self.facts.produced).index)
         rows = [self._rows(start) for start in starts]
-        atoms = sorted(
-            {
-                self.index[atom]
-                for r in rows
-                for column in self.resolution.columns(r)
-                for atom in column
-            }
-        )
         widest = max(rows, key=lambda r: r.shape[1])
         dim = self.dim(widest)
-        free = 0 if dim is None else len(set(self.dims[dim].positions.tolist()))
+        free = 0 if dim is None else len(np.unique(self.dims[dim].positions))
         layers = tuple(dict.fromkeys(self._blocks[s].origin or "(model)" for s in starts))
-        reasons = [
-            self.resolution.frozen[label]
-            for r in rows
-            for label in (int(self.resolution.label[i]) for i in r[0])
-            if label in self.resolution.frozen
-        ]
+        classes = self.resolution.label[np.concatenate(rows, axis=1)[0]]
+        frozen = self.resolution.frozen
         return Group(
             name=layers[0],
             layers=layers,
-            atoms=tuple(atoms),
+            atoms=tuple(np.unique(np.concatenate([self._table(r)[1] for r in rows])).tolist()),
             dim=-1 if dim is None else dim,
             size=widest.shape[1],
             num_fixed=widest.shape[1] - free,
-            reason=reasons[0] if reasons else None,
+            reason=next((frozen[label] for label in classes.tolist() if label in frozen), None),
         )
 
     def mac_op(self, index: int) -> MacOp:

@@ -11,7 +11,6 @@ surgery share; it holds no module and no tensor.
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +119,7 @@ class ChannelGroups:
     sizes: tuple[SizeBinding, ...]
     unknown_ops: dict[str, tuple[str, ...]] = field(default_factory=dict)
     hard_coded: tuple[str, ...] = ()
-    atoms_of_id: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    atoms_of_ids: csr_matrix = field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, dims in self.tensors.items():
@@ -159,17 +158,9 @@ class ChannelGroups:
 
     def survives(self, rows: Rows, alive: Mask) -> Mask:
         """(n,): which positions of a dimension with these ids survive."""
-        lost = np.append(self._ids_on_atoms @ (~alive).astype(np.float64) > 0, False)
-        known = (rows > FIXED) & (rows < len(self.atoms_of_id))
+        lost = np.append(self.atoms_of_ids @ (~alive).astype(np.float64) > 0, False)
+        known = (rows > FIXED) & (rows < self.atoms_of_ids.shape[0])
         return np.asarray(~lost[np.where(known, rows, -1)].any(axis=0))
-
-    @cached_property
-    def _ids_on_atoms(self) -> csr_matrix:
-        """(num_ids, num_atoms): which atoms each id depends on."""
-        starts = np.cumsum([0, *map(len, self.atoms_of_id)])
-        atoms = np.fromiter(chain.from_iterable(self.atoms_of_id), np.int64, int(starts[-1]))
-        shape = (len(self.atoms_of_id), self.num_atoms)
-        return csr_matrix((np.ones(len(atoms)), atoms, starts), shape=shape)
 
     def group_of_atom(self) -> npt.NDArray[np.int64]:
         """(num_atoms,): index of the group that each atom belongs to."""

@@ -13,6 +13,7 @@ While tracing, facts are only appended; one connected-components call at the end
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -56,15 +57,42 @@ class Resolution:
             return frozenset((label,))
         return frozenset().union(*(self.atoms_of(part) for part in self.parts[label]))
 
+    @cached_property
+    def _atoms(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Where the atoms of each class start (num_classes + 1,), and the atoms themselves."""
+        products = {own: sorted(self.atoms_of(own)) for own in self.parts}
+        counts = np.ones(int(self.label.max()) + 1, dtype=np.int64)
+        counts[list(self.frozen)] = 0
+        counts[list(products)] = [len(atoms) for atoms in products.values()]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        atoms = np.repeat(np.arange(len(counts)), counts)
+        for own, parts in products.items():
+            atoms[starts[own] : starts[own] + len(parts)] = parts
+        return starts, atoms
+
+    def conditions(self, rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Pairs (position, atom) that say which atoms each position of a dimension needs.
+
+        Sorted by position and atom, each pair once; shapes (e,) and (e,).
+        """
+        starts, atoms = self._atoms
+        real = rows > FIXED
+        labels = self.label[rows[real]]
+        counts = starts[labels + 1] - starts[labels]
+        positions = np.repeat(np.nonzero(real)[1], counts)
+        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+        needed = atoms[np.repeat(starts[labels], counts) + within]
+        if len(rows) > 1 or (counts > 1).any():
+            key = np.unique(positions * len(starts) + needed)
+            positions, needed = key // len(starts), key % len(starts)
+        return positions, needed
+
     def columns(self, rows: Rows) -> list[frozenset[int]]:
         """Atoms of each position of a dimension, shape (n,)."""
-        labels = np.where(rows > FIXED, self.label[np.maximum(rows, 0)], NONE)
-        known = {label: self.atoms_of(label) for label in np.unique(labels).tolist() if label >= 0}
-        known[NONE] = frozenset()
-        first, *others = ([known[label] for label in row] for row in labels.tolist())
-        for row in others:
-            first = [a | b for a, b in zip(first, row, strict=True)]
-        return first
+        found: list[set[int]] = [set() for _ in range(rows.shape[1])]
+        for position, atom in zip(*(part.tolist() for part in self.conditions(rows)), strict=True):
+            found[position].add(atom)
+        return [frozenset(atoms) for atoms in found]
 
 
 @dataclass
@@ -141,13 +169,14 @@ class IdSpace:
         """
         while True:
             label = self._components()
-            frozen = {int(label[i]): why for ids, why in reversed(self._frozen) for i in ids}
+            frozen: dict[int, str] = {}
+            for ids, why in reversed(self._frozen):
+                frozen.update(dict.fromkeys(label[ids].tolist(), why))
             equations = _Equations(label, frozen)
             said_new = [equations.simplify(a, b) for a, b in self._products]
             if not any(said_new):
-                for a, b in self._products:
-                    equations.define(a, b)
-                for a, b in self._products:
+                open_ones = [(a, b) for a, b in self._products if not equations.define(a, b)]
+                for a, b in open_ones:
                     equations.check(a, b)
             for one, other in equations.unions:
                 self._left.append(one)
@@ -207,25 +236,35 @@ class _Equations:
             self.unions.append(self._member[pair])
         return bool(new.any())
 
-    def define(self, left: Rows, right: Rows) -> None:
-        """Where one plain class stands on a side, it is the product of the other side."""
+    def define(self, left: Rows, right: Rows) -> bool:
+        """Where one plain class stands on a side, it is the product of the other side.
+
+        True if that is all that the equation says.
+        """
         a, b = self.live(left), self.live(right)
+        settled = (a == NONE).all(0) & (b == NONE).all(0)
+        parts = self.now.parts
         for single, others in ((a, b), (b, a)):
             chosen = ((single != NONE).sum(0) == 1) & ((others != NONE).sum(0) > 1)
-            for column in np.unique(np.concatenate([single, others])[:, chosen], axis=1).T:
-                own = int(column[: len(single)].max())
-                rest = frozenset(int(x) for x in column[len(single) :] if x != NONE)
-                if own not in self.now.parts and own not in rest:
-                    self.now.parts[own] = rest
+            owns = single[:, chosen].max(0, initial=NONE).tolist()
+            products = [frozenset(c) - {NONE} for c in others[:, chosen].T.tolist()]
+            for own, factors in zip(owns, products, strict=True):
+                if own not in factors:
+                    parts.setdefault(own, factors)
+            agrees = [parts.get(own) == f for own, f in zip(owns, products, strict=True)]
+            settled[chosen] |= np.array(agrees, dtype=np.bool_)
+        return bool(settled.all())
 
     def check(self, left: Rows, right: Rows) -> None:
         """Both sides must come to the same atoms; unite or dispute where they do not."""
         a, b = self.live(left), self.live(right)
-        both, where = np.unique(np.concatenate([a, b]), axis=1, return_inverse=True)
-        expanded = [(self._expand(c[: len(a)]), self._expand(c[len(a) :])) for c in both.T]
+        expanded = [
+            (self._expand(x), self._expand(y))
+            for x, y in zip(a.T.tolist(), b.T.tolist(), strict=True)
+        ]
         if all(x == y for x, y in expanded):
             return
-        prints = [_footprints([pair[side] for pair in expanded], where) for side in (0, 1)]
+        prints = [_footprints([pair[side] for pair in expanded]) for side in (0, 1)]
         same = [
             (prints[0][at], prints[1][at])
             for at in prints[0].keys() & prints[1].keys()
@@ -236,33 +275,32 @@ class _Equations:
         else:
             self.conflicts |= {atom for x, y in expanded for atom in x ^ y}
 
-    def _expand(self, classes: Rows) -> frozenset[int]:
-        out: frozenset[int] = frozenset()
-        for own in classes:
-            if own != NONE:
-                out |= self._atoms(int(own), frozenset())
-        return out
+    def _expand(self, classes: list[int]) -> frozenset[int]:
+        parts = [self._atoms(own, frozenset()) for own in classes if own != NONE]
+        return parts[0] if len(parts) == 1 else frozenset().union(*parts)
 
     def _atoms(self, own: int, seen: frozenset[int]) -> frozenset[int]:
+        known = self._expanded.get(own)
+        if known is not None:
+            return known
         if own in self.now.frozen:
-            return frozenset()
-        parts = self.now.parts.get(own)
-        if parts is None:
-            return frozenset((own,))
-        if own in seen:
+            known = frozenset()
+        elif own not in self.now.parts:
+            known = frozenset((own,))
+        elif own in seen:
             del self.now.parts[own]  # defined by itself: treat it as an atom
             return frozenset((own,))
-        if own not in self._expanded:
-            self._expanded[own] = frozenset().union(*(self._atoms(p, seen | {own}) for p in parts))
-        return self._expanded[own]
+        else:
+            below = seen | {own}
+            known = frozenset().union(*(self._atoms(p, below) for p in self.now.parts[own]))
+        self._expanded[own] = known
+        return known
 
 
-def _footprints(
-    columns: list[frozenset[int]], where: npt.NDArray[np.intp]
-) -> dict[frozenset[int], int]:
+def _footprints(columns: list[frozenset[int]]) -> dict[frozenset[int], int]:
     """Positions at which an atom occurs -> that atom: equal footprints are equal factors."""
     at: dict[int, set[int]] = {}
-    for position, column in enumerate(where.reshape(-1)):
-        for atom in columns[column]:
+    for position, column in enumerate(columns):
+        for atom in column:
             at.setdefault(atom, set()).add(position)
     return {frozenset(positions): atom for atom, positions in at.items()}

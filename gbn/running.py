@@ -98,7 +98,7 @@ def tracing_mode(model: nn.Module) -> Iterator[None]:
     What the forward writes on its modules (a cache, a counter, a buffer) is taken back as well.
     Raises TraceError for TorchScript modules and for inference mode.
     """
-    _refuse(model)
+    refuse_untraceable(model)
     held = [_Held.of(module) for module in model.modules()]
     buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -119,13 +119,21 @@ def tracing_mode(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(value)
 
 
-def _refuse(model: nn.Module) -> None:
+def refuse_untraceable(model: nn.Module) -> None:
+    """Raise TraceError for TorchScript modules, inference mode and computed tensors."""
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(
                 f"{path or 'the model'} is a TorchScript module, whose ops cannot be followed: "
                 "give the Python module that it was made from"
             )
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                raise TraceError(
+                    f"the model cannot be copied, which pruning needs: {name!r} of "
+                    f"{path or 'the model itself'} is a computed tensor. Take computed tensors off "
+                    "its modules first (torch.nn.utils.remove_weight_norm and the like)"
+                )
     tensors = (*model.parameters(), *model.buffers())
     if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors):
         raise TraceError(
@@ -182,12 +190,13 @@ class Visit:
 
     path: str
     kind: type[nn.Module]
+    is_leaf: bool = False
     num_ops: int = 0
 
 
 def _enter(stack: list[Visit], path: str) -> Any:
     def hook(module: nn.Module, _inputs: Any) -> None:
-        stack.append(Visit(path, type(module)))
+        stack.append(Visit(path, type(module), not module._modules))
 
     return hook
 

@@ -6,6 +6,7 @@ Nothing is approximated: `gbn.proof` checks that the result equals the gated net
 """
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,11 +34,16 @@ def apply_plan(model: nn.Module, plan: PrunePlan) -> nn.Module:
     done: dict[int, Tensor] = {}
     for name in plan.kept:
         _shrink(model, name, plan, done)
-    for change in plan.sizes:
+    set_sizes(model, plan.sizes)
+    return model
+
+
+def set_sizes(model: nn.Module, changes: Iterable[SizeChange]) -> None:
+    """Bring what modules keep beside their weights to the sizes that their weights have now."""
+    for change in changes:
         _set_size(model, change)
     for module in model.modules():
         _refresh_sizes(module)
-    return model
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

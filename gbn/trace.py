@@ -13,7 +13,8 @@ is frozen, so that no plan made from the result can crash or change the network'
 
 import fnmatch
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -23,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gbn.cuts import NUM_CUTS, cut
 from gbn.errors import RuleError, TraceError
-from gbn.faults import OpRecord, freeze_fault
+from gbn.faults import Fault, OpRecord, freeze_fault
 from gbn.grouping import build_groups
-from gbn.groups import ChannelGroups
+from gbn.groups import ChannelGroups, Mask
 from gbn.ids import Block
 from gbn.proof import randomised
 from gbn.rules import Dead, Facts, Info, OpCall, rule_of, tensors_in
@@ -35,14 +36,17 @@ from gbn.running import (
     Visit,
     module_paths,
     output_tensors,
+    refuse_untraceable,
     run_model,
     tracing_mode,
 )
+from gbn.shape_trial import CutNetwork, find_shape_faults, numbers_in, values_of
+from gbn.shapes_only import ValuesNeeded, execute, inputs_without_values, without_values
 from gbn.trial import find_fault
 
 _INFO = "_gbn_info"
 _NOTHING = (None, 0, Info())
-_MAX_FAULTS = 40
+_MAX_ROUNDS = 60
 
 
 def trace(model: nn.Module, example_inputs: Any, *, freeze: Sequence[str] = ()) -> ChannelGroups:
@@ -52,48 +56,70 @@ def trace(model: nn.Module, example_inputs: Any, *, freeze: Sequence[str] = ()) 
     MACs are counted for these inputs: use batch 1. `freeze`: module name patterns (`layer1.*`)
     whose output channels must stay.
 
+    The run needs no values as a rule, so it takes milliseconds and no memory for activations. A
+    forward that looks at values (detectors do) is run on the real tensors.
+
     Raises TraceError when the model does not run on the inputs or a pattern matches no module.
     """
+    refuse_untraceable(model)
+    try:
+        with without_values(model):
+            tracer = _follow(model, inputs_without_values(example_inputs), freeze)
+        return _after_trials(tracer, model, partial(_trial_of_shapes, model, example_inputs))
+    except (ValuesNeeded, RuleError, TraceError):
+        tracer = _follow(model, example_inputs, freeze)
+    return _after_trials(tracer, model, partial(_trial_with_values, model, example_inputs))
+
+
+def _follow(model: nn.Module, example_inputs: Any, freeze: Sequence[str]) -> "Tracer":
     with tracing_mode(model), module_paths(model) as visits:
         tracer = Tracer(model, visits)
         with tracer:
             outputs = run_model(model, example_inputs)
-    for output in output_tensors(outputs):
-        for rows in tracer.lookup(output).ids.values():
-            tracer.facts.space.freeze(rows, "is a model output")
-    _freeze_matching(tracer, model, freeze)
-    return _after_trials(tracer, model, example_inputs)
+        for output in output_tensors(outputs):
+            for rows in tracer.lookup(output).ids.values():
+                tracer.facts.space.freeze(rows, "is a model output")
+        _freeze_matching(tracer, model, freeze)
+    return tracer
 
 
-def _after_trials(tracer: "Tracer", model: nn.Module, example_inputs: Any) -> ChannelGroups:
-    """The groups, less what cuts of a copy without zero parameters show to be baked in."""
+Trial = Callable[[ChannelGroups, Mask, list[OpRecord]], list[Fault]]
+
+
+def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGroups:
+    """The groups, less what cuts show to be baked into the forward."""
     hard_coded: list[str] = []
     groups = build_groups(tracer.facts, model, tracer.unknown)
-    if not groups.num_atoms:
-        return groups
-    try:
-        model = randomised(model)
-    except RuntimeError as error:
-        text = " ".join(str(error).split())[:200]
-        raise TraceError(
-            f"the model cannot be copied, which pruning needs: {text}. Take computed tensors off "
-            "its modules first (torch.nn.utils.remove_weight_norm and the like)"
-        ) from error
-    number = 0
+    number = rounds = 0
     while groups.num_atoms and number < NUM_CUTS:
-        fault = find_fault(model, groups, cut(groups, number), tracer.records, example_inputs)
-        if fault is None:
+        faults = trial(groups, cut(groups, number), tracer.records)
+        rounds += 1
+        if not faults:
             number += 1
-        elif len(hard_coded) == _MAX_FAULTS:
+        elif rounds > _MAX_ROUNDS:
             raise TraceError(
-                f"after {_MAX_FAULTS} trials a cut still changes what the network computes; the "
+                f"after {rounds} trials a cut still changes what the network computes; the "
                 f"last place was: {hard_coded[-1]}. Freeze that part with --freeze"
             )
         else:
-            reason = freeze_fault(fault, groups, tracer.facts, tracer.records, hard_coded)
-            hard_coded.append(reason)
+            for fault in faults:
+                reason = freeze_fault(fault, groups, tracer.facts, tracer.records, hard_coded)
+                hard_coded += [] if reason in hard_coded else [reason]
             groups = build_groups(tracer.facts, model, tracer.unknown, tuple(hard_coded))
     return groups
+
+
+def _trial_of_shapes(
+    model: nn.Module, inputs: Any, groups: ChannelGroups, alive: Mask, records: list[OpRecord]
+) -> list[Fault]:
+    return find_shape_faults(model, CutNetwork(groups, alive, records), inputs)
+
+
+def _trial_with_values(
+    model: nn.Module, inputs: Any, groups: ChannelGroups, alive: Mask, records: list[OpRecord]
+) -> list[Fault]:
+    fault = find_fault(randomised(model), groups, alive, records, inputs)
+    return [] if fault is None else [fault]
 
 
 class Tracer(TorchDispatchMode):
@@ -147,7 +173,7 @@ class Tracer(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         before = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
-        out = func(*args, **kwargs)
+        out = execute(func, args, kwargs)
         visit = self._visits[-1] if self._visits else self._top
         call = OpCall(
             func, args, kwargs, out, visit.path, self.facts, self.lookup, self._store, before
@@ -167,14 +193,19 @@ class Tracer(TorchDispatchMode):
             ) from error
         for tensor, held in written:
             self._note_write(tensor, held)
+        outputs = list(call.outputs())
         self.records.append(
             OpRecord(
                 op=call.name,
                 module=visit.path,
                 site=(visit.kind, visit.num_ops),
-                shapes=tuple(tuple(tensor.shape) for tensor in call.outputs()),
+                is_leaf=visit.is_leaf,
+                shapes=tuple(tuple(tensor.shape) for tensor in outputs),
+                dtypes=tuple(tensor.dtype for tensor in outputs),
+                numbers=numbers_in((args, kwargs)),
+                values=values_of(outputs),
                 inputs=inputs,
-                outputs=tuple(self.lookup(tensor).ids for tensor in call.outputs()),
+                outputs=tuple(self.lookup(tensor).ids for tensor in outputs),
                 blocks=range(first_block, len(self.facts.space.blocks)),
             )
         )

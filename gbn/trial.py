@@ -1,4 +1,4 @@
-"""Try a cut before any plan is made, and find the op where it goes wrong.
+"""Try a cut with values, for networks that cannot run without, and find the op where it goes wrong.
 
 A forward may have a size baked in: a view, a pad, a split with numbers of its own. The pruned
 network then crashes, or gives another result. Both are found by running it: each op's output must
@@ -9,21 +9,17 @@ tried again.
 
 import math
 import sys
-import traceback
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from gbn.errors import TraceError
+from gbn.expected import Expected, place_of, place_of_error
 from gbn.faults import Fault, OpRecord
 from gbn.groups import ChannelGroups, Mask
-from gbn.ids import Rows
 from gbn.proof import cast_floats, distance, gate_to_zero, outputs_of
 from gbn.prune_plan import PrunePlan
 from gbn.rules import tensors_in
@@ -32,8 +28,6 @@ from gbn.surgery import prune
 
 _FLOAT64_LIMIT = 30_000_000  # parameters; above, the copies would cost more than the run itself
 _SLICE, _ALIAS = "aten.slice.Tensor", "aten.alias.default"
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
 
 
 def find_fault(
@@ -50,7 +44,7 @@ def find_fault(
     small = prune(model, plan)
     num_params = sum(p.numel() for p in model.parameters())
     dtype = torch.float64 if num_params < _FLOAT64_LIMIT else torch.float32
-    expected = _Expected(groups, alive)
+    expected = Expected(groups, alive)
     watch = _ShapeWatch(records, expected)
     with tracing_mode(small), watch:
         try:
@@ -58,7 +52,7 @@ def find_fault(
         except _Disagreement:
             return watch.fault
         except TraceError as error:
-            return Fault(watch.count, None, _place_of_error(error))
+            return Fault(watch.count, None, place_of_error(error))
     inputs = tree_map(lambda value: cast_floats(value, dtype), example_inputs)
     try:
         gated = gate_to_zero(model, plan).to(dtype)
@@ -73,36 +67,6 @@ def find_fault(
     return _first_difference(gated, small, inputs, records, expected)
 
 
-class _Expected:
-    """Sizes and positions that tensors should have after the cut."""
-
-    def __init__(self, groups: ChannelGroups, alive: Mask) -> None:
-        self._groups = groups
-        self._alive = alive
-        self._known: dict[bytes, Any] = {}
-
-    def kept(self, rows: Rows) -> Any:
-        """Surviving positions of a dimension with these ids."""
-        key = rows.tobytes() + b"%d" % len(rows)
-        if key not in self._known:
-            self._known[key] = np.flatnonzero(self._groups.survives(rows, self._alive))
-        return self._known[key]
-
-    def shapes(self, record: OpRecord) -> tuple[tuple[int, ...], ...]:
-        """Shapes of all outputs."""
-        return tuple(
-            tuple(len(self.kept(ids[d])) if d in ids else n for d, n in enumerate(shape))
-            for shape, ids in zip(record.shapes, record.outputs, strict=True)
-        )
-
-    def select(self, tensor: Tensor, ids: dict[int, Rows]) -> Tensor:
-        """The surviving part of a tensor of the uncut network."""
-        for dim, rows in ids.items():
-            index = torch.from_numpy(self.kept(rows)).to(tensor.device)
-            tensor = tensor.index_select(dim, index)
-        return tensor
-
-
 class _Disagreement(Exception):  # noqa: N818 - ends a watched run, is no failure
     """Stops a watched run at the first op that is not as expected."""
 
@@ -110,7 +74,7 @@ class _Disagreement(Exception):  # noqa: N818 - ends a watched run, is no failur
 class _ShapeWatch(TorchDispatchMode):
     """Compares each op of a run with the record, stopping at the first disagreement."""
 
-    def __init__(self, records: list[OpRecord], expected: _Expected) -> None:
+    def __init__(self, records: list[OpRecord], expected: Expected) -> None:
         super().__init__()
         self._records = records
         self._expected = expected
@@ -130,7 +94,7 @@ class _ShapeWatch(TorchDispatchMode):
         actual = tuple(tuple(tensor.shape) for tensor in tensors_in(out))
         same = op == record.op or (op == _ALIAS and record.op == _SLICE)
         if not same or actual != self._expected.shapes(record):
-            self.fault = Fault(index, actual, _place(sys._getframe(1)))
+            self.fault = Fault(index, actual, place_of(sys._getframe(1)))
             raise _Disagreement
         return out
 
@@ -155,7 +119,7 @@ class _Sums(TorchDispatchMode):
     everything.
     """
 
-    def __init__(self, records: list[OpRecord], expected: _Expected | None) -> None:
+    def __init__(self, records: list[OpRecord], expected: Expected | None) -> None:
         super().__init__()
         self._records = records
         self._expected = expected
@@ -178,7 +142,7 @@ class _Sums(TorchDispatchMode):
             known = tensor.is_floating_point() and "empty" not in record.op
             total += float(tensor.abs().sum()) if known else 0.0
         self.sums[index] = total
-        self.places[index] = _place(sys._getframe(1))
+        self.places[index] = place_of(sys._getframe(1))
         return out
 
     def _match(self, op: str) -> int | None:
@@ -193,7 +157,7 @@ class _Sums(TorchDispatchMode):
 
 
 def _first_difference(
-    gated: nn.Module, small: nn.Module, inputs: Any, records: list[OpRecord], expected: _Expected
+    gated: nn.Module, small: nn.Module, inputs: Any, records: list[OpRecord], expected: Expected
 ) -> Fault:
     runs = []
     for model, select in ((gated, expected), (small, None)):
@@ -208,19 +172,3 @@ def _first_difference(
         if not abs(a - b) <= 1e-5 * max(abs(a), abs(b)):
             return Fault(index, None, runs[0].places[index])
     return Fault(len(records) - 1, None, "the output")
-
-
-def _place_of_error(error: TraceError) -> str:
-    cause = error.__cause__
-    frames = traceback.extract_tb(cause.__traceback__) if cause is not None else []
-    own = [f for f in frames if not f.filename.startswith((_TORCH, _HERE))]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "an unknown line"
-
-
-def _place(frame: FrameType | None) -> str:
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _HERE)):
-            return f"{Path(name).name}:{frame.f_lineno}"
-        frame = frame.f_back
-    return "an unknown line"

@@ -187,7 +187,7 @@ def _same(call: OpCall) -> None:
 def _written_in_the_forward(call: OpCall) -> None:
     """`torch.tensor(...)` of Python numbers; a single one is the same in every run."""
     out = call.out
-    single = out.numel() == 1 and not out.is_complex()
+    single = out.numel() == 1 and not out.is_complex() and not out.is_meta
     call.store(out, Info(dead=float(out) if single else None, constant=single))
 
 
@@ -241,9 +241,22 @@ def _copy(call: OpCall) -> None:
 def _constant(call: OpCall) -> None:
     """The same value everywhere: any position may go, so each dimension gets ids of its own."""
     ids = {d: call.fresh(n) for d, n in enumerate(call.out.shape) if n > 1}
-    first = call.out.reshape(-1)[:1] if call.out.numel() else None
-    known = first is not None and "empty" not in call.name and not first.is_complex()
-    call.store(call.out, Info(ids, float(first) if known and first is not None else None, True))
+    call.store(call.out, Info(ids, _filled_with(call), True))
+
+
+def _filled_with(call: OpCall) -> float | None:
+    """The number that a factory op writes everywhere, from its name and arguments."""
+    name = call.func.overloadpacket.__name__
+    if "zero" in name or "one" in name:
+        return float("one" in name)
+    for position, spec in enumerate(call.func._schema.arguments):
+        if spec.name in ("fill_value", "value", "s"):
+            value = call.arg(position, spec.name)
+            if isinstance(value, Tensor | complex):
+                return None
+            whole = call.out.is_floating_point() or float(value).is_integer()
+            return float(value) if whole and not call.out.is_complex() else None
+    return None
 
 
 @register_rule(aten.fill_, aten.zero_)

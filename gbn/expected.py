@@ -1,0 +1,72 @@
+"""What each op of a cut network should give by its groups, and where in the user's code it ran.
+
+What enters: groups, the atoms that survive, records of the uncut run. What leaves: sizes,
+positions, and places such as `model.py:12` for reasons.
+"""
+
+import os
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gbn.errors import TraceError
+from gbn.faults import OpRecord
+from gbn.groups import ChannelGroups, Mask
+from gbn.ids import Rows
+
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_HERE = f"{Path(__file__).parent}{os.sep}"
+_NOT_THE_USERS = (_TORCH, _HERE)
+
+
+class Expected:
+    """Sizes and positions that tensors should have after the cut."""
+
+    def __init__(self, groups: ChannelGroups, alive: Mask) -> None:
+        self._groups = groups
+        self._alive = alive
+        self._known: dict[bytes, Any] = {}
+
+    def kept(self, rows: Rows) -> Any:
+        """Surviving positions of a dimension with these ids."""
+        key = rows.tobytes() + b"%d" % len(rows)
+        if key not in self._known:
+            self._known[key] = np.flatnonzero(self._groups.survives(rows, self._alive))
+        return self._known[key]
+
+    def shapes(self, record: OpRecord) -> tuple[tuple[int, ...], ...]:
+        """Shapes of all outputs."""
+        return tuple(
+            tuple(len(self.kept(ids[d])) if d in ids else n for d, n in enumerate(shape))
+            for shape, ids in zip(record.shapes, record.outputs, strict=True)
+        )
+
+    def select(self, tensor: Tensor, ids: dict[int, Rows]) -> Tensor:
+        """The surviving part of a tensor of the uncut network."""
+        for dim, rows in ids.items():
+            index = torch.from_numpy(self.kept(rows)).to(tensor.device)
+            tensor = tensor.index_select(dim, index)
+        return tensor
+
+
+def place_of(frame: FrameType | None) -> str:
+    """The innermost line on the stack that is neither torch's nor ours."""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_NOT_THE_USERS):
+            return f"{Path(name).name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "an unknown line"
+
+
+def place_of_error(error: TraceError) -> str:
+    """The innermost line of the user's that an error went through."""
+    cause = error.__cause__
+    frames = traceback.extract_tb(cause.__traceback__) if cause is not None else []
+    own = [f for f in frames if not f.filename.startswith(_NOT_THE_USERS)]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "an unknown line"

@@ -1,0 +1,156 @@
+"""Running a model for its shapes alone: tensors on the meta device have sizes but no values.
+
+What enters: a model and inputs. What leaves: the same model, its parameters and buffers replaced
+for a while by tensors without values, of their own shapes or of those that a cut leaves. Such a run
+costs microseconds an op and no memory, whatever the size of the network.
+
+Refused, with ValuesNeeded: a model that holds tensors of other kinds (lazy, quantised). A forward
+that looks at values (a threshold, a loop over what was found) fails in one way or another: who runs
+it catches FORWARD_ERRORS and goes on with real tensors.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from gbn.errors import TraceError
+
+aten = torch.ops.aten
+
+
+class ValuesNeeded(TraceError):  # noqa: N818 - what the model asks for
+    """The model cannot be run without values."""
+
+
+@contextlib.contextmanager
+def without_values(
+    model: nn.Module, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Iterator[None]:
+    """Every parameter and buffer on the meta device, restored afterwards.
+
+    `shapes`: state-dict names of tensors that shall have another shape meanwhile.
+    """
+    held: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    made: dict[int, Tensor] = {}
+    try:
+        for path, module in model.named_modules():
+            for table in (module._parameters, module._buffers):
+                held.append((table, dict(table)))
+                for name, tensor in held[-1][1].items():
+                    if tensor is not None:
+                        full = f"{path}.{name}" if path else name
+                        if id(tensor) not in made:
+                            made[id(tensor)] = _twin(tensor, (shapes or {}).get(full), full)
+                        table[name] = made[id(tensor)]
+        yield
+    finally:
+        for table, tensors in held:
+            table.clear()
+            table.update(tensors)
+
+
+def _twin(tensor: Tensor, shape: tuple[int, ...] | None, name: str) -> Tensor:
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout is not torch.strided:
+        raise ValuesNeeded(f"{name!r} is a {type(tensor).__name__}")
+    if shape is None or shape == tuple(tensor.shape):
+        twin = torch.empty_like(tensor, device="meta", requires_grad=False)
+    else:
+        twin = torch.empty(shape, dtype=tensor.dtype, device="meta")
+    return nn.Parameter(twin, tensor.requires_grad) if type(tensor) is nn.Parameter else twin
+
+
+def inputs_without_values(example_inputs: Any) -> Any:
+    """The same structure, its tensors on the meta device."""
+    return tree_map(
+        lambda v: torch.empty_like(v, device="meta") if isinstance(v, Tensor) else v,
+        example_inputs,
+    )
+
+
+def is_meta(value: Any) -> bool:
+    """A tensor without values."""
+    return isinstance(value, Tensor) and value.is_meta
+
+
+def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run an op; the slowest of torch's own shape functions are replaced by shorter ones."""
+    short = _SHORT.get(func)
+    if short is not None and is_meta(args[0]):
+        out = short(*args, **kwargs)
+        if out is not None:
+            return out
+    return func(*args, **kwargs)
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    _bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    _output_padding: list[int],
+    groups: int,
+) -> Tensor | None:
+    fits = x.ndim == weight.ndim and x.shape[1] == weight.shape[1] * groups
+    if transposed or not fits or weight.shape[0] % groups or x.dtype != weight.dtype:
+        return None  # the long way: its errors are those that users know
+    if not x.is_contiguous() or x.numel() == 0:
+        return None
+    spatial = []
+    for i, (size, kernel) in enumerate(zip(x.shape[2:], weight.shape[2:], strict=True)):
+        k = i if len(stride) > 1 else 0
+        reach = dilation[k] * (kernel - 1) + 1
+        spatial.append((size + 2 * padding[k] - reach) // stride[k] + 1)
+    if min(spatial) < 1:
+        return None
+    return x.new_empty((x.shape[0], weight.shape[0], *spatial))
+
+
+def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    *parameters, training, _momentum, _epsilon = rest
+    sizes = {tuple(p.shape) for p in parameters if isinstance(p, Tensor)}
+    if training or sizes != {(x.shape[1],)}:
+        return None
+    return torch.empty_like(x), x.new_empty((0,)), x.new_empty((0,))
+
+
+def _layer_norm(
+    x: Tensor, shape: list[int], weight: Any, bias: Any, _epsilon: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    if not x.is_contiguous() or list(x.shape[x.ndim - len(shape) :]) != list(shape):
+        return None
+    if any(isinstance(p, Tensor) and list(p.shape) != list(shape) for p in (weight, bias)):
+        return None
+    kept = (*x.shape[: x.ndim - len(shape)], *[1] * len(shape))
+    return torch.empty_like(x), x.new_empty(kept), x.new_empty(kept)
+
+
+def _addmm(bias: Tensor, x: Tensor, y: Tensor, **_scales: Any) -> Tensor | None:
+    fits = x.ndim == y.ndim == 2 and x.shape[1] == y.shape[0] and x.dtype == y.dtype == bias.dtype
+    fits = fits and tuple(bias.shape) in ((y.shape[1],), (1, y.shape[1]))
+    return x.new_empty((x.shape[0], y.shape[1])) if fits else None
+
+
+def _in_place(x: Tensor, *_: Any) -> Tensor:
+    return x
+
+
+def _same_shape(x: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+_SHORT: dict[Any, Callable[..., Any]] = {
+    aten.addmm.default: _addmm,
+    aten.hardtanh_.default: _in_place,
+    aten.roll.default: _same_shape,
+    aten._safe_softmax.default: _same_shape,
+    aten.convolution.default: _convolution,
+    aten.native_batch_norm.default: _batch_norm,
+    aten.native_layer_norm.default: _layer_norm,
+}
