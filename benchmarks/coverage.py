@@ -114,6 +114,9 @@ def _peer(model: Any, example: Any) -> None:
         return
     start = time.perf_counter()
     try:
+        graph = torch_pruning.DependencyGraph().build_dependency(model, example)
+        _count_groups(graph)
+        _say(peer_s=time.perf_counter() - start)
         pruner = torch_pruning.pruner.MagnitudePruner(
             model,
             example,
@@ -121,12 +124,18 @@ def _peer(model: Any, example: Any) -> None:
             pruning_ratio=0.5,
             ignored_layers=_heads(model),
         )
-        _say(peer_s=time.perf_counter() - start)
         pruner.step()
         model(example)
         _say(peer="runs")
     except Exception as error:  # a peer may fail in any way: that is what is counted
         _say(peer=f"{type(error).__name__}: {str(error)[:60]}")
+
+
+def _count_groups(graph: Any) -> int:
+    from torch import nn
+
+    kinds = [nn.modules.conv._ConvNd, nn.Linear]
+    return sum(1 for _ in graph.get_all_groups(root_module_types=kinds))
 
 
 def _heads(model: Any) -> list[Any]:
