@@ -146,16 +146,20 @@ class _Builder:
         return MacOp(op=record.op, module=record.module, constant=constant, dims=tuple(dims))
 
     def gates(self) -> list[GateSite]:
-        """Norms first take the gate; other weights only where no norm zeroes their channels."""
-        norms = _merged(gate.blocks for gate in self.facts.norm_gates)
+        """One site for what is multiplied together: a norm's γ and β, a layer's weight and bias."""
+        required = self.facts.required_gates
+        needed = [gate.blocks for gate in self.facts.norm_gates if required & set(gate.blocks)]
+        norms = _merged(needed)
         in_norms = {start for blocks in norms for start in blocks}
         plain: dict[tuple[str, bytes], list[int]] = {}
-        for start in sorted(self.facts.required_gates - in_norms):
+        for start in sorted(required - in_norms):
             block = self._blocks[start]
             key = (block.origin, self.resolution.label[self._rows(start)[0]].tobytes())
             plain.setdefault(key, []).append(start)
         sites = [(blocks, True) for blocks in norms]
         sites += [(tuple(blocks), False) for blocks in plain.values()]
+        on_inputs = self.facts.input_gates - in_norms - required
+        sites += [((block,), False) for block in sorted(on_inputs)]
         return [site for blocks, is_norm in sites if (site := self._site(blocks, is_norm))]
 
     def _site(self, starts: tuple[int, ...], is_norm: bool) -> GateSite | None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from gbn.aliases import replace_aliases
 from gbn.errors import TraceError
 
 aten = torch.ops.aten
@@ -36,6 +37,7 @@ def without_values(
     """
     held: list[tuple[dict[str, Any], dict[str, Any]]] = []
     made: dict[int, Tensor] = {}
+    real: dict[int, Tensor] = {}
     try:
         for path, module in model.named_modules():
             for table in (module._parameters, module._buffers):
@@ -44,10 +46,13 @@ def without_values(
                     if tensor is not None:
                         full = f"{path}.{name}" if path else name
                         if id(tensor) not in made:
-                            made[id(tensor)] = _twin(tensor, (shapes or {}).get(full), full)
+                            twin = _twin(tensor, (shapes or {}).get(full), full)
+                            made[id(tensor)], real[id(twin)] = twin, tensor
                         table[name] = made[id(tensor)]
+        replace_aliases(model, made)
         yield
     finally:
+        replace_aliases(model, real)
         for table, tensors in held:
             table.clear()
             table.update(tensors)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from gbn.aliases import replace_aliases
 from gbn.errors import PlanMismatch
 from gbn.prune_plan import PrunePlan, SizeChange
 
@@ -34,6 +35,7 @@ def apply_plan(model: nn.Module, plan: PrunePlan) -> nn.Module:
     done: dict[int, Tensor] = {}
     for name in plan.kept:
         _shrink(model, name, plan, done)
+    replace_aliases(model, done)
     set_sizes(model, plan.sizes)
     return model
 

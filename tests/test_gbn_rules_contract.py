@@ -333,17 +333,30 @@ def test_a_wrong_rule_cannot_make_a_wrong_network(group_of):
         RULES.pop(op, None)
 
 
-def test_a_recurrent_layer_freezes_with_a_reason(group_of):
+def test_a_recurrent_layer_is_cut_with_the_list_of_its_weights(prune_and_prove):
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
             self.embed = nn.Linear(5, 8)
-            self.lstm = nn.LSTM(8, 8, batch_first=True)
-            self.last = nn.Linear(8, 4)
+            self.lstm = nn.LSTM(8, 16, batch_first=True)
+            self.last = nn.Linear(16, 4)
 
         def forward(self, x):
             return self.last(self.lstm(F.relu(self.embed(x)))[0])
 
-    groups = gbn.trace(Recurrent(), torch.randn(2, 3, 5))
-    assert group_of(groups, "embed").frozen
-    assert "lstm" in group_of(groups, "embed").reason
+    result = prune_and_prove(Recurrent(), torch.randn(2, 3, 5))
+    assert result.small.lstm._flat_weights[0] is result.small.lstm.weight_ih_l0
+    assert result.small.embed.out_features == result.small.lstm.input_size
+
+
+def test_a_recurrent_layer_whose_two_sizes_are_one_number_still_runs_when_cut(prune_and_prove):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.lstm = nn.Linear(5, 8), nn.LSTM(8, 8, batch_first=True)
+            self.mid, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            return self.last(F.relu(self.mid(self.lstm(F.relu(self.embed(x)))[0])))
+
+    prune_and_prove(Recurrent(), torch.randn(2, 3, 5), flops=0.8)

@@ -113,10 +113,10 @@ def test_norms_of_each_channel_alone_follow_it(norm, prune_and_prove, group_of):
     assert len(group_of(result.groups, "stem").atoms) == 8
 
 
-def test_a_norm_without_scale_and_shift_freezes(group_of):
-    """It maps a zero channel to -mean / std, which no gate can make zero."""
-    groups = gbn.trace(Normed(nn.BatchNorm2d(8, affine=False)), X)
-    assert "would arrive as an unknown value" in group_of(groups, "stem").reason
+def test_what_a_norm_without_scale_and_shift_gives_is_gated_where_it_is_read(prune_and_prove):
+    """It maps a zero channel to -mean / std: only its reader's weight can make that zero."""
+    result = prune_and_prove(Normed(nn.BatchNorm2d(8, affine=False)), X)
+    assert ("mid.weight", 1) in {pair for site in result.groups.gates for pair in site.tensors}
 
 
 def test_a_preactivation_network_reads_its_stream_through_norms(prune_and_prove, group_of):
@@ -160,16 +160,16 @@ def test_one_stream_read_with_and_without_a_norm_is_gated_at_its_writers(prune_a
 
 
 @pytest.mark.parametrize(
-    ("op", "free"),
+    ("op", "gate"),
     [
-        (lambda f: f.cumsum(2), 8),
-        (lambda f: f.sort(2)[0], 8),
-        (lambda f: f.flatten(2).topk(3)[0].unsqueeze(-1), 8),
-        (lambda f: torch.logsumexp(f, (2, 3), keepdim=True), 0),
+        (lambda f: f.cumsum(2), "c.weight"),
+        (lambda f: f.sort(2)[0], "c.weight"),
+        (lambda f: f.flatten(2).topk(3)[0].unsqueeze(-1), "c.weight"),
+        (lambda f: torch.logsumexp(f, (2, 3), keepdim=True), "h.weight[1]"),
     ],
     ids=["cumsum", "sort", "topk", "logsumexp"],
 )
-def test_what_zeros_become_along_other_dimensions_is_known(op, free):
+def test_what_zeros_become_along_other_dimensions_is_known(op, gate):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -180,4 +180,5 @@ def test_what_zeros_become_along_other_dimensions_is_known(op, free):
 
     x = torch.randn(2, 3, 8, 8)
     groups = gbn.trace(Net(), x)
-    assert groups.num_atoms == free and not groups.hard_coded
+    assert groups.num_atoms == 8 and not groups.hard_coded
+    assert [site.key for site in groups.gates] == [gate]

@@ -78,6 +78,7 @@ class Facts:
     space: IdSpace = field(default_factory=IdSpace)
     macs: list[MacRecord] = field(default_factory=list)
     required_gates: set[int] = field(default_factory=set)
+    input_gates: set[int] = field(default_factory=set)  # on what a weight reads, not what it writes
     norm_gates: list[NormGate] = field(default_factory=list)
     produced: dict[int, str] = field(default_factory=dict)
     splits: dict[int, Split] = field(default_factory=dict)

@@ -12,7 +12,17 @@ import numpy as np
 from torch import Tensor
 
 from gbn.ids import Rows
-from gbn.rules.base import Dead, Info, MacRecord, OpCall, aten, fixed, register_rule, stack
+from gbn.rules.base import (
+    Dead,
+    Info,
+    MacRecord,
+    OpCall,
+    aten,
+    fixed,
+    join_dead,
+    register_rule,
+    stack,
+)
 
 
 @register_rule(aten.convolution, aten._convolution)
@@ -23,15 +33,16 @@ def _convolution(call: OpCall) -> None:
     batched = x.ndim == weight.ndim
     channel = 1 if batched else 0
     into, out_of = _ends(call, w, weight, transposed, groups)
-    _consume(call, x_info, channel, into)
+    depthwise = weight.shape[:2] == (groups, 1)
+    _consume(call, x_info, channel, into, None if depthwise else (w, 0 if transposed else 1))
     call.freeze(w, range(2, weight.ndim), "is a kernel dimension")
+    call.freeze(x_info, range(channel + 1, x.ndim), "is a dimension that the kernel slides along")
     ids = {channel: out_of}
     if 0 in x_info.ids and batched:
         ids[0] = x_info.ids[0]
-    _issue(call, ids, channel, w, bias)
-    keeps_zero = x_info.dead == 0.0 or isinstance(x_info.dead, frozenset)
-    if weight.shape[:2] == (groups, 1) and bias is None and keeps_zero:
-        call.set(Info(ids, 0.0))  # depthwise: a zero channel stays zero whatever the weight is
+    _issue(call, ids, channel, w, bias, x_info.dead)
+    if depthwise and bias is None and _vanishes(x_info.dead):
+        call.set(Info(ids, x_info.dead))  # a zero channel stays zero whatever the weight is
     spatial = x.shape[channel + 1 :] if transposed else call.out.shape[channel + 1 :]
     constant = (x.shape[0] if batched else 1) * math.prod(spatial) * math.prod(weight.shape[2:])
     call.facts.macs.append(
@@ -74,18 +85,51 @@ def _ends(
     return (dim0, stack(across)) if transposed else (stack(across), dim0)
 
 
-def _consume(call: OpCall, info: Info, dim: int, rows: Rows) -> None:
-    """Channels `rows` are summed over here: exact only if dead channels arrive as zeros."""
+def _consume(
+    call: OpCall, info: Info, dim: int, rows: Rows, weight: tuple[Info, int] | None
+) -> None:
+    """Channels `rows` are summed over here: what a dead one holds must not reach a sum.
+
+    It holds zero, or the `weight` (its ids, and the dim that is summed) gets the gate that
+    multiplies it by zero. Without weight each channel goes its own way and nothing is summed.
+    """
     own = info.ids.get(dim)
     call.tie(fixed(rows.shape[1]) if own is None else own, rows)
+    if own is None or weight is None or call.facts.space.stays(own):
+        return
+    w, summed = weight
+    if not _vanishes(info.dead) and _gate_input(call, w, w.ids.get(summed)):
+        return
     value = call.gate(info.dead)
-    if own is not None and value != 0.0:
+    if value != 0.0:
         told = "an unknown value" if value is None else f"{value:g}"
         call.freeze(info, [dim], f"a removed channel would arrive as {told}, not zero,")
 
 
-def _issue(call: OpCall, ids: dict[int, Rows], channel: int, w: Info, bias: Any) -> None:
-    """Set the output's ids; its dead channels are zero once the weight (and bias) are gated."""
+def _gate_input(call: OpCall, weight: Info, rows: Rows | None) -> bool:
+    """Gate a weight along its input channels `rows`; False if it is not a parameter itself."""
+    block = None if rows is None else call.facts.space.block_start(rows)
+    raw = weight.dead
+    if block is None or not isinstance(raw, frozenset) or block not in raw:
+        return False
+    if len(call.facts.space.owners(raw)) != 1:
+        return False
+    call.facts.input_gates.add(block)
+    return True
+
+
+def _vanishes(dead: Dead) -> bool:
+    """Zero, or zero once it is gated."""
+    return dead == 0.0 or isinstance(dead, frozenset)
+
+
+def _issue(
+    call: OpCall, ids: dict[int, Rows], channel: int, w: Info, bias: Any, before: Dead
+) -> None:
+    """Set the output's ids; its dead channels are zero once the weight (and bias) are gated.
+
+    What is removed along other dimensions held `before`: zeros stay zeros but for the bias.
+    """
     space = call.facts.space
     block = space.block_start(_once(ids[channel]))
     gateable = block is not None and (w.dead == 0.0 or isinstance(w.dead, frozenset))
@@ -97,6 +141,8 @@ def _issue(call: OpCall, ids: dict[int, Rows], channel: int, w: Info, bias: Any)
         call.tie(ids[channel], b.ids.get(bias.ndim - 1, fixed(bias.shape[-1])))
         both = isinstance(dead, frozenset) and isinstance(b.dead, frozenset)
         dead = dead | b.dead if both else None  # type: ignore[operator]
+    if any(d != channel and not space.stays(rows) for d, rows in ids.items()):
+        dead = None if isinstance(bias, Tensor) else join_dead([dead, before])
     call.set(Info(ids, dead))
 
 
@@ -164,14 +210,31 @@ def _product(call: OpCall, x: Tensor, y: Tensor, dims: tuple[int, int], bias: An
     if out_rows is not None:
         ids[last] = out_rows
     if out_rows is not None and _is_weight(call, b, out_rows):
-        _issue(call, ids, last, b, bias)
+        _issue(call, ids, last, b, bias, a.dead)
         return
-    dead = b.dead if b.ids and 0.0 in (a.dead, b.dead) else _either_zero(a.dead, b.dead)
+    dead = _dead_product(call, (a, x.ndim), (b, y.ndim), ids)
     if isinstance(bias, Tensor):
         shared = call.info(bias)
         call.freeze(shared, why="is added to a computed product")
         dead = None
     call.set(Info(ids, dead))
+
+
+def _dead_product(
+    call: OpCall, left: tuple[Info, int], right: tuple[Info, int], ids: dict[int, Rows]
+) -> Dead:
+    """What removed positions of a product hold: zero where the operand that has them holds it."""
+    (a, rank), (b, other) = left, right
+    along = []
+    for dim, rows in ids.items():
+        if call.facts.space.stays(rows):
+            continue
+        mine = dim < rank - 1 and dim in a.ids
+        shared = dim < rank - 2 and other == rank and dim in b.ids
+        values = ([a.dead] if mine else []) + ([b.dead] if shared or dim == rank - 1 else [])
+        value = values[0] if len(values) == 1 else _either_zero(*values)
+        along.append(value if _vanishes(value) else None)
+    return join_dead(along) if along else None
 
 
 def _either_zero(a: Dead, b: Dead) -> Dead:
@@ -189,8 +252,11 @@ def _contract(call: OpCall, a: tuple[Info, int, int], b: tuple[Info, int, int]) 
         return fixed(size)
     call.tie(fixed(size) if left is None else left, fixed(size) if right is None else right)
     # A weight's own values do not count as gated: then a constant would vanish unseen.
-    values = [i.dead for i, rows in ((x, left), (y, right)) if not _is_weight(call, i, rows)]
+    sides = [(i, rows, _is_weight(call, i, rows)) for i, rows in ((x, left), (y, right))]
+    values = [info.dead for info, _, is_weight in sides if not is_weight]
     dead = _either_zero(*values) if len(values) == 2 else values[0] if values else None
+    if len(values) == 1 and not _vanishes(dead):
+        dead = 0.0 if any(w and _gate_input(call, i, r) for i, r, w in sides) else dead
     if call.gate(dead) != 0.0:
         call.freeze(x, [dim], "a removed channel would not arrive as zero")
         call.freeze(y, [other], "a removed channel would not arrive as zero")

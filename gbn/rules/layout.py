@@ -67,6 +67,7 @@ def _expand(call: OpCall) -> None:
     info = call.info(x)
     shift = call.out.ndim - x.ndim
     ids = {}
+    copied = False
     for dim, size in enumerate(call.out.shape):
         own = dim - shift
         if own >= 0 and x.shape[own] == size:
@@ -74,8 +75,9 @@ def _expand(call: OpCall) -> None:
                 ids[dim] = info.ids[own]
         elif size > 1:
             ids[dim] = call.fresh(size)
-            call.sized(ids[dim])  # copies of one value: any of them may go
-    call.set(Info(ids, info.dead))
+            call.sized(ids[dim])  # copies of one value: any of them may go, none is zero
+            copied = True
+    call.set(Info(ids, info.dead if info.constant or not copied else None))
 
 
 @register_rule(aten.repeat)

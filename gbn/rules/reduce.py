@@ -38,7 +38,9 @@ def _batch_norm(call: OpCall) -> None:
         else:
             call.tie(own, fixed(x.shape[1]))
     own_statistics = not any(isinstance(t, Tensor) for t in call.args[3:5])
-    _set_normed(call, ids, _dead_after_norm(call, info.dead, own_statistics))
+    if own_statistics:
+        _normalised_over(call, info, [d for d in ids if d != 1])
+    _set_normed(call, ids, _dead_after_norm(call, info, own_statistics))
 
 
 def _set_normed(call: OpCall, ids: dict[int, Rows], dead: Dead) -> None:
@@ -50,8 +52,10 @@ def _set_normed(call: OpCall, ids: dict[int, Rows], dead: Dead) -> None:
         call.set(Info({last: ids[1]} if 1 in ids else {}), tensor)
 
 
-def _dead_after_norm(call: OpCall, before: Dead, own_statistics: bool) -> Dead:
-    """Zero where γ and β can be gated, or where each channel's own mean is subtracted."""
+def _dead_after_norm(call: OpCall, info: Info, own_statistics: bool) -> Dead:
+    """Zero once γ and β are gated, or where each channel's own mean is subtracted."""
+    if any(dim != 1 and not call.facts.space.stays(rows) for dim, rows in info.ids.items()):
+        return None  # what is removed along other dimensions is shifted by the channel's β
     affine = [t for t in call.args[1:3] if isinstance(t, Tensor)]
     blocks = []
     for tensor in affine:
@@ -61,9 +65,9 @@ def _dead_after_norm(call: OpCall, before: Dead, own_statistics: bool) -> Dead:
         blocks += [start] if start is not None else []
     if len(blocks) == len(affine) == 2:
         call.facts.norm_gates.append(NormGate(call.module, tuple(blocks)))
-        return 0.0
-    keeps_zero = before == 0.0 or isinstance(before, frozenset)
-    return before if own_statistics and not affine and keeps_zero else None
+        return frozenset(blocks)
+    keeps_zero = info.dead == 0.0 or isinstance(info.dead, frozenset)
+    return info.dead if own_statistics and not affine and keeps_zero else None
 
 
 @register_rule(aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm)
@@ -84,17 +88,17 @@ def _layer_norm(call: OpCall) -> None:
 def _group_norm(call: OpCall) -> None:
     x, groups = call.args[0], call.args[6]
     info = call.info(x)
-    if groups != x.shape[1]:
-        _normalised_over(call, info, [1])
+    alone = groups == x.shape[1]
+    _normalised_over(call, info, [d for d in info.ids if d > (1 if alone else 0)])
     for tensor in call.args[1:3]:
         if isinstance(tensor, Tensor):
             call.tie(
                 call.info(tensor).ids.get(0, fixed(x.shape[1])), info.ids.get(1, fixed(x.shape[1]))
             )
     dead: Dead = None
-    if groups == x.shape[1]:
+    if alone:
         call.sized(info.ids.get(1, fixed(groups)))
-        dead = _dead_after_norm(call, info.dead, own_statistics=True)
+        dead = _dead_after_norm(call, info, own_statistics=True)
     _set_normed(call, info.ids, dead)
 
 

@@ -1,0 +1,31 @@
+"""Tensors that modules hold beside their tables of parameters and buffers.
+
+Recurrent layers keep a list of their weights, other modules a plain attribute. What enters: a model
+and which tensor takes the place of which. What leaves: the model, holding the new ones.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def replace_aliases(model: nn.Module, replaced: Mapping[int, Tensor]) -> None:
+    """Put new tensors in the place of old ones; `replaced` has them by the `id` of the old one."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if name not in _TABLES:
+                vars(module)[name] = _replaced(value, replaced)
+
+
+def _replaced(value: Any, replaced: Mapping[int, Tensor]) -> Any:
+    """The value itself where it holds none of these tensors."""
+    if isinstance(value, Tensor):
+        return replaced.get(id(value), value)
+    if type(value) in (list, tuple) and any(id(item) in replaced for item in value):
+        return type(value)(replaced.get(id(item), item) for item in value)
+    if type(value) is dict and any(id(item) in replaced for item in value.values()):
+        return {key: replaced.get(id(item), item) for key, item in value.items()}
+    return value
