@@ -1,8 +1,8 @@
 """Cuts to try on a network before any plan is made.
 
 What enters: the groups as they stand. What leaves: masks of surviving atoms that no width is empty
-in. Together they take every atom that can go at least once, in company that differs: a size or a
-bound that a forward has of its own agrees with one cut by chance, but not with all of them.
+in. Together they take nearly all atoms of every group, in company that differs: a size or a bound
+that a forward has of its own agrees with one cut by chance, but not with all of them.
 """
 
 from collections import Counter
@@ -13,6 +13,7 @@ from gbn.groups import ChannelGroups, Mask
 
 NUM_CUTS = 5
 _HALVES = (1, 2)
+_LEAST = 2
 _UNEVEN = {0: 1, 3: -1}
 
 
@@ -61,11 +62,24 @@ def _half_of_each(groups: ChannelGroups, *, first: bool) -> Mask:
 
 
 def _revive(groups: ChannelGroups, alive: Mask, generator: np.random.Generator) -> Mask:
-    """Every width keeps a position: one of an empty dim comes back, with all that it needs."""
+    """Every dimension keeps a position, a width of the network two: some come back for that.
+
+    Torch leaves out ops on a dimension of 1 (a copy, a view), which says nothing about the forward.
+    """
+    least = np.ones(len(groups.dims), dtype=np.int64)
+    for dim in _own_widths(groups):
+        least[dim] = min(_LEAST, groups.dims[dim].size)
     while True:
-        empty = np.flatnonzero(groups.counts(alive) == 0)
-        if not len(empty):
+        narrow = np.flatnonzero(groups.counts(alive) < least)
+        if not len(narrow):
             return alive
-        dim = groups.dims[empty[0]]
-        position = generator.choice(dim.positions)
-        alive[dim.atoms[dim.positions == position]] = True
+        dim = groups.dims[narrow[0]]
+        gone = np.unique(dim.positions[~alive[dim.atoms]])
+        alive[dim.atoms[dim.positions == generator.choice(gone)]] = True
+
+
+def _own_widths(groups: ChannelGroups) -> set[int]:
+    """Dims of tensors and of products; the others are parts that a forward takes of them."""
+    return {dim for dims in groups.tensors.values() for dim in dims.values()} | {
+        dim for op in groups.mac_ops for dim in op.dims
+    }

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gbn.errors import TraceError
 from gbn.faults import OpRecord
-from gbn.groups import ChannelGroups, Mask
+from gbn.groups import ChannelGroups, Mask, surviving
 from gbn.ids import Rows
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
@@ -28,15 +28,14 @@ class Expected:
     """Sizes and positions that tensors should have after the cut."""
 
     def __init__(self, groups: ChannelGroups, alive: Mask) -> None:
-        self._groups = groups
-        self._alive = alive
+        self._lost = groups.lost_ids(alive)
         self._known: dict[bytes, Any] = {}
 
     def kept(self, rows: Rows) -> Any:
         """Surviving positions of a dimension with these ids."""
         key = rows.tobytes() + b"%d" % len(rows)
         if key not in self._known:
-            self._known[key] = np.flatnonzero(self._groups.survives(rows, self._alive))
+            self._known[key] = np.flatnonzero(surviving(rows, self._lost))
         return self._known[key]
 
     def shapes(self, record: OpRecord) -> tuple[tuple[int, ...], ...]:

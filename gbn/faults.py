@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from gbn.groups import ChannelGroups
-from gbn.ids import FIXED, Block, Rows
+from gbn.groups import ChannelGroups, surviving
+from gbn.ids import Block, Rows
 from gbn.rules import Facts
 
 
@@ -40,6 +40,7 @@ class Fault:
     index: int
     actual: tuple[tuple[int, ...], ...] | None  # output shapes, None if it crashed
     place: str
+    expected: tuple[tuple[int, ...], ...] = ()
 
 
 def freeze_fault(
@@ -51,11 +52,12 @@ def freeze_fault(
 ) -> str:
     """Freeze what meets the faulty op; returns the reason.
 
-    First the ids that the op issued itself (what a pad adds, what a view splits into); then what
-    enters and leaves the op; if neither had anything removable, what enters the last op before it
-    that had; if that was `tried`, everything that has been seen up to there. All modules of the
-    same class have the same code, so they are treated alike; in torch's own layers, which all
-    kinds of code call, only the one is meant.
+    First the ids that the op issued itself (what a pad adds, what a view splits into); where sizes
+    are right and a number is not (1 / sqrt of a size), the last dimension, which it mostly is of;
+    then what enters and leaves the op; if neither had anything removable, what enters the last op
+    before it that had; if that was `tried`, everything that has been seen up to there. All modules
+    of the same class have the same code, so they are treated alike; in torch's own layers, which
+    all kinds of code call, only the one is meant.
     """
     record = records[fault.index]
     where = record.module or "the model itself"
@@ -70,6 +72,8 @@ def freeze_fault(
         if _removable(groups, _ids(block))
     ]
     rows = [_ids(block) for block in issued]
+    if not rows and reason not in tried and fault.actual == fault.expected:
+        rows = [ids for r in alike for ids in _last_removable(groups, r)]
     if not rows:
         sides = [side for r in alike for side in (r.outputs, r.inputs)]
         rows = [ids for side in sides for t in side for ids in t.values()]
@@ -82,6 +86,25 @@ def freeze_fault(
     for ids in rows:
         facts.space.freeze(ids, reason)
     return reason
+
+
+def guesses_near(module: str, groups: ChannelGroups) -> set[str]:
+    """Modules with a guessed size that hold `module`, or that it holds: they are in doubt first."""
+    return {
+        size.module
+        for size in groups.sizes
+        if size.guessed
+        and (f"{module}.".startswith(f"{size.module}.") or size.module.startswith(f"{module}."))
+    }
+
+
+def _last_removable(groups: ChannelGroups, record: OpRecord) -> list[Rows]:
+    """Ids of the last dimension of each tensor that some cut can make smaller."""
+    found = []
+    for tensor in (*record.outputs, *record.inputs):
+        removable = [d for d, rows in tensor.items() if _removable(groups, rows)]
+        found += [tensor[max(removable)]] if removable else []
+    return found
 
 
 def _nearest_removable(groups: ChannelGroups, earlier: Sequence[OpRecord]) -> list[Rows]:
@@ -106,5 +129,4 @@ def _ids(block: Block) -> Rows:
 
 
 def _removable(groups: ChannelGroups, rows: Rows) -> bool:
-    nothing = np.zeros(groups.num_atoms, dtype=np.bool_)
-    return bool(rows.size and (rows > FIXED).any() and not groups.survives(rows, nothing).all())
+    return not surviving(rows, groups.removable_ids).all()

@@ -4,7 +4,7 @@ Classes of ids become atoms, dimensions become tables of atoms, and produced wid
 convolutions and linear layers) that share an atom become one group.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
@@ -22,18 +22,19 @@ def build_groups(
     model: nn.Module,
     unknown: Mapping[str, Iterable[str]],
     hard_coded: tuple[str, ...] = (),
+    no_guess: Container[str] = (),
 ) -> ChannelGroups:
     """Resolve all facts.
 
     `unknown`: ops without a rule, and the modules they were met in. `hard_coded`: places where
-    the forward has a size baked in.
+    the forward has a size baked in. `no_guess`: modules where a guessed size proved wrong.
     """
     builder = _Builder(facts)
     groups = builder.groups()
     tensors, shapes = _tensor_dims(builder, facts, model)
     mac_ops = [builder.mac_op(i) for i in range(len(facts.macs))]
     gates = builder.gates()
-    sizes = bind_sizes(facts.sized, model, builder.dim)
+    sizes = bind_sizes(facts.sized, model, builder.dim, no_guess)
     return ChannelGroups(
         num_atoms=builder.num_atoms,
         dims=tuple(builder.dims),

@@ -73,6 +73,7 @@ class SizeBinding:
     """An int that a module keeps beside its weights and that follows the width of a dim.
 
     `attribute[index]` where the attribute is a tuple or list. `old` is its value before pruning.
+    `guessed`: it may also be a number that never changes; trials tell.
     """
 
     module: str
@@ -80,6 +81,7 @@ class SizeBinding:
     index: int | None
     old: int
     dim: int
+    guessed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,11 +158,14 @@ class ChannelGroups:
         lost = self.incidence @ (~alive).astype(np.float64) > 0
         return np.bincount(self.position_dim[~lost], minlength=len(self.dims))
 
-    def survives(self, rows: Rows, alive: Mask) -> Mask:
-        """(n,): which positions of a dimension with these ids survive."""
-        lost = np.append(self.atoms_of_ids @ (~alive).astype(np.float64) > 0, False)
-        known = (rows > FIXED) & (rows < self.atoms_of_ids.shape[0])
-        return np.asarray(~lost[np.where(known, rows, -1)].any(axis=0))
+    def lost_ids(self, alive: Mask) -> Mask:
+        """(num_ids + 1,): which ids do not survive; the last entry stands for ids without atoms."""
+        return np.append(self.atoms_of_ids @ (~alive).astype(np.float64) > 0, False)
+
+    @cached_property
+    def removable_ids(self) -> Mask:
+        """(num_ids + 1,): which ids some cut can remove."""
+        return self.lost_ids(np.zeros(self.num_atoms, dtype=np.bool_))
 
     def group_of_atom(self) -> npt.NDArray[np.int64]:
         """(num_atoms,): index of the group that each atom belongs to."""
@@ -168,3 +173,9 @@ class ChannelGroups:
         for index, group in enumerate(self.groups):
             owner[list(group.atoms)] = index
         return owner
+
+
+def surviving(rows: Rows, lost: Mask) -> Mask:
+    """(n,): which positions of a dimension with these ids survive. `lost`: of `lost_ids`."""
+    known = (rows > FIXED) & (rows < len(lost) - 1)
+    return np.asarray(~lost[np.where(known, rows, -1)].any(axis=0))

@@ -158,14 +158,19 @@ class _Watch(TorchDispatchMode):
             out, actual = None, None
         if actual == expected and self._numbers_agree(record, func, args, kwargs, out):
             return out
-        self._note(index, actual)
+        self._note(index, actual, expected)
         return _as_expected(func, record, out, expected)
 
-    def _note(self, index: int, actual: tuple[tuple[int, ...], ...] | None) -> None:
+    def _note(
+        self,
+        index: int,
+        actual: tuple[tuple[int, ...], ...] | None,
+        expected: tuple[tuple[int, ...], ...] = (),
+    ) -> None:
         module = self._records[index].module
         stopped = actual is None and self.faults
         if module not in self.faults and not stopped:
-            self.faults[module] = Fault(index, actual, place_of(sys._getframe(2)))
+            self.faults[module] = Fault(index, actual, place_of(sys._getframe(2)), expected)
 
     def _left_out(self, op: str) -> bool:
         """A slice that takes everything is no op; alone in its brackets it is an alias."""

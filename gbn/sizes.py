@@ -6,7 +6,7 @@ width when its value is that width and no other width of that module has this va
 cannot pass: the pruned network is run and compared before a plan is made.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -22,24 +22,41 @@ _OWN_SIZES = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm)
 
 
 def bind_sizes(
-    uses: Iterable[SizedUse], model: nn.Module, dim_of: Callable[[Rows], int | None]
+    uses: Iterable[SizedUse],
+    model: nn.Module,
+    dim_of: Callable[[Rows], int | None],
+    no_guess: Container[str] = (),
 ) -> tuple[SizeBinding, ...]:
-    """Bindings of all modules. `dim_of`: index of the dim that rows are, None if it is fixed."""
+    """Bindings of all modules. `dim_of`: index of the dim that rows are, None if it is fixed.
+
+    Where a module is told one number both for a width and for what never changes (three heads, and
+    three parts: queries, keys, values), the attribute is guessed to be the width; not in the
+    modules `no_guess`, where that guess was wrong.
+    """
     found: dict[tuple[str, str], dict[int, int | None]] = {}
     ambiguous: set[tuple[str, str, int]] = set()
+    guesses: set[tuple[str, str, int]] = set()
     for use in uses:
         sizes = found.setdefault((use.module, use.role), {})
         size, dim = use.rows.shape[1], dim_of(use.rows)
-        if size in sizes and sizes[size] != dim:
-            ambiguous.add((use.module, use.role, size))
-        sizes[size] = dim
+        known = sizes.setdefault(size, dim)
+        if known == dim:
+            continue
+        guess = None in (known, dim) and use.module not in no_guess
+        (guesses if guess else ambiguous).add((use.module, use.role, size))
+        sizes[size] = dim if known is None else known
     bindings: dict[tuple[str, str, int | None], SizeBinding] = {}
     for (path, role), sizes in found.items():
         for attribute, index, value in _ints(model.get_submodule(path), role):
             dim = sizes.get(value)
             if dim is not None and value > 1 and (path, role, value) not in ambiguous:
                 bindings[path, attribute, index] = SizeBinding(
-                    module=path, attribute=attribute, index=index, old=value, dim=dim
+                    module=path,
+                    attribute=attribute,
+                    index=index,
+                    old=value,
+                    dim=dim,
+                    guessed=(path, role, value) in guesses,
                 )
     return tuple(bindings.values())
 

@@ -11,9 +11,11 @@ some cuts are tried out: where the forward turns out to have a size baked in, wh
 is frozen, so that no plan made from the result can crash or change the network's meaning.
 """
 
+import contextlib
 import fnmatch
+import gc
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -24,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gbn.cuts import NUM_CUTS, cut
 from gbn.errors import RuleError, TraceError
-from gbn.faults import Fault, OpRecord, freeze_fault
+from gbn.faults import Fault, OpRecord, freeze_fault, guesses_near
 from gbn.grouping import build_groups
 from gbn.groups import ChannelGroups, Mask
 from gbn.ids import Block
@@ -61,6 +63,11 @@ def trace(model: nn.Module, example_inputs: Any, *, freeze: Sequence[str] = ()) 
 
     Raises TraceError when the model does not run on the inputs or a pattern matches no module.
     """
+    with _no_collection():
+        return _trace(model, example_inputs, freeze)
+
+
+def _trace(model: nn.Module, example_inputs: Any, freeze: Sequence[str]) -> ChannelGroups:
     refuse_untraceable(model)
     try:
         with without_values(model):
@@ -69,6 +76,21 @@ def trace(model: nn.Module, example_inputs: Any, *, freeze: Sequence[str] = ()) 
     except (ValuesNeeded, RuleError, TraceError):
         tracer = _follow(model, example_inputs, freeze)
     return _after_trials(tracer, model, partial(_trial_with_values, model, example_inputs))
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No cyclic garbage collection meanwhile: each walks over all that torch has loaded.
+
+    A trace makes many small objects and no cycles to speak of; collections took a third of it.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _follow(model: nn.Module, example_inputs: Any, freeze: Sequence[str]) -> "Tracer":
@@ -89,6 +111,7 @@ Trial = Callable[[ChannelGroups, Mask, list[OpRecord]], list[Fault]]
 def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGroups:
     """The groups, less what cuts show to be baked into the forward."""
     hard_coded: list[str] = []
+    no_guess: set[str] = set()
     groups = build_groups(tracer.facts, model, tracer.unknown)
     number = rounds = 0
     while groups.num_atoms and number < NUM_CUTS:
@@ -96,16 +119,21 @@ def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGr
         rounds += 1
         if not faults:
             number += 1
-        elif rounds > _MAX_ROUNDS:
+            continue
+        if rounds > _MAX_ROUNDS:
             raise TraceError(
                 f"after {rounds} trials a cut still changes what the network computes; the "
-                f"last place was: {hard_coded[-1]}. Freeze that part with --freeze"
+                f"last place was: {[*hard_coded, faults[0].place][-1]}. Freeze that part with "
+                "--freeze"
             )
-        else:
-            for fault in faults:
+        for fault in faults:
+            guessed = guesses_near(tracer.records[fault.index].module, groups)
+            if guessed:
+                no_guess |= guessed
+            else:
                 reason = freeze_fault(fault, groups, tracer.facts, tracer.records, hard_coded)
                 hard_coded += [] if reason in hard_coded else [reason]
-            groups = build_groups(tracer.facts, model, tracer.unknown, tuple(hard_coded))
+        groups = build_groups(tracer.facts, model, tracer.unknown, tuple(hard_coded), no_guess)
     return groups
 
 

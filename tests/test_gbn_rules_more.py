@@ -28,7 +28,7 @@ class Between(nn.Module):
 @pytest.mark.parametrize(
     ("op", "head", "width", "num_atoms"),
     [
-        (lambda _, f: f.mean((2, 3), True).squeeze_(-1).squeeze_(), nn.Linear(16, 5), 16, 16),
+        (lambda _, f: f.mean((2, 3), True).squeeze_(-1).squeeze_(), nn.Linear(16, 5), 16, 14),
         (lambda _, f: f.mean((2, 3)).t_().t_(), nn.Linear(16, 5), 16, 16),
         (lambda _, f: F.glu(f, 1), nn.Conv2d(8, 5, 1), 16, 8),
         (lambda _, f: f.unfold(3, 2, 2).amax(-1), nn.Conv2d(16, 5, 1), 16, 16),

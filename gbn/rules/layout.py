@@ -58,6 +58,10 @@ def _squeeze(call: OpCall) -> None:
     left = [d for d in range(len(shape)) if d not in gone]
     info = call.info(call.args[0])
     call.freeze(info, gone, "squeezes its only channel")
+    if chosen is None:
+        for rows in info.ids.values():
+            why = f"two stay, or a width of 1 would be squeezed away ({call.where})"
+            call.facts.space.freeze(rows[:, :2], why)
     call.set(Info({new: info.ids[d] for new, d in enumerate(left) if d in info.ids}, info.dead))
 
 

@@ -81,7 +81,9 @@ def _layer_norm(call: OpCall) -> None:
             own = call.info(tensor)
             for dim, rows in own.ids.items():
                 call.tie(rows, info.ids.get(dim + x.ndim - len(shape), fixed(rows.shape[1])))
-    call.set(Info(info.ids, None), next(iter(call.outputs())))
+    others = {d: rows for d, rows in info.ids.items() if d not in dims}
+    for number, out in enumerate(call.outputs()):  # then the statistics, if it gives them
+        call.set(Info(others if number else info.ids), out)
 
 
 @register_rule(aten.native_group_norm)
