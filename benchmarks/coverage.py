@@ -5,18 +5,21 @@ the network allows, down to 60 %), remove the channels, prove the result, export
 and compare the file with its network. Beside it Torch-Pruning's dependency graph on the same
 network: seconds to build, and whether what it prunes to half of each width still runs.
 
-Each network runs in a process of its own and its outcome is kept under bench-runs/coverage, so that
-the command goes on where it stopped. Writes docs/coverage.md. Options: `--no-export` leaves the
-export out (it takes most of the time), `--only LIBRARY:NAME` measures one network and prints it.
+Each network runs in a process of its own, the peer in another, and its outcome is kept under
+bench-runs/coverage, so that the command goes on where it stopped. Writes docs/coverage.md. Options:
+`--no-export` leaves the export out (it takes most of the time), `--only LIBRARY[:NAME]` measures
+one network or one library, `--workers N` measures N networks at a time, each on one thread.
 """
 
 import argparse
 import json
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ CACHE = RUNS / "coverage"
 PEERS = RUNS / "peers"
 DOCUMENT = ROOT / "docs" / "coverage.md"
 TIMEOUT_S = 1200
+PEER_TIMEOUT_S, PEER_BYTES = 180, 12 * 2**30
 KEEP, STILL_GOOD = 0.5, 0.6
 TRIAL_SIZES = {"inception_v3": 299, "ssdlite320_mobilenet_v3_large": 320}
 HEADER = (
@@ -70,7 +74,6 @@ def measure(spec: str, export: bool) -> None:
     _say(kept=kept / whole)
     if export and isinstance(example, torch.Tensor):
         _export(model, small, example)
-    _peer(model, example)
 
 
 def _counts(groups: Any) -> dict[str, Any]:
@@ -105,13 +108,17 @@ def _export(model: Any, small: Any, example: Any) -> None:
         _say(parity=exporters.check_parity(small, session, [batch]).max_abs_diff)
 
 
-def _peer(model: Any, example: Any) -> None:
-    """Torch-Pruning on the same network, every prunable width to one half."""
+def measure_peer(spec: str) -> None:
+    """Torch-Pruning on the same network: its graph and groups, then each width to one half."""
+    import torch
+
+    torch.set_num_threads(1)
     sys.path.insert(0, str(PEERS))
-    try:
-        import torch_pruning
-    except ImportError:
-        return
+    import torch_pruning
+
+    model, example = build(spec)
+    # as the tool's own measurement, a second network in the same process: nothing is loaded late
+    torch_pruning.DependencyGraph().build_dependency(torch.nn.Conv2d(3, 4, 1), example[:1])
     start = time.perf_counter()
     try:
         graph = torch_pruning.DependencyGraph().build_dependency(model, example)
@@ -190,21 +197,43 @@ def outcome(spec: str, export: bool) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(cached.read_text())
         return found
     found = {"name": spec}
-    command = [sys.executable, "-m", "benchmarks.coverage", "--measure", spec]
-    command += [] if export else ["--no-export"]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-        )
-        for line in done.stdout.splitlines():
-            found |= json.loads(line) if line.startswith("{") else {}
-        if done.returncode:
-            found["error"] = (done.stderr.strip().splitlines() or ["no message"])[-1][:300]
-    except subprocess.TimeoutExpired:
-        found["error"] = f"took more than {TIMEOUT_S} s"
+    found |= _run(["--measure", spec, *([] if export else ["--no-export"])], TIMEOUT_S, None)
+    if (PEERS / "torch_pruning").is_dir():
+        peer = _run(["--measure-peer", spec], PEER_TIMEOUT_S, PEER_BYTES)
+        if "error" in peer and "peer" not in peer:
+            peer["peer"] = peer["error"][:60]
+        found |= {key: value for key, value in peer.items() if key != "error"}
     found["result"] = judge(found)
     cached.parent.mkdir(parents=True, exist_ok=True)
     cached.write_text(json.dumps(found))
+    return found
+
+
+def _run(arguments: list[str], timeout_s: float, max_bytes: int | None) -> dict[str, Any]:
+    """What a process of this file says, and the last line of its error where it failed."""
+
+    def limit() -> None:
+        if max_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (max_bytes, max_bytes))
+
+    found: dict[str, Any] = {}
+    command = [sys.executable, "-m", "benchmarks.coverage", *arguments]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=limit,
+    )  # fmt: skip
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        found["error"] = f"took more than {timeout_s} s"
+    for line in output.splitlines():
+        found |= json.loads(line) if line.startswith("{") else {}
+    if process.returncode and "error" not in found:
+        found["error"] = (errors.strip().splitlines() or ["no message"])[-1][:300]
+        if process.returncode < 0:
+            found["error"] = f"killed by signal {-process.returncode}"
     return found
 
 
@@ -258,20 +287,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-export", action="store_true")
     parser.add_argument("--only")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--measure")
+    parser.add_argument("--measure-peer")
     options = parser.parse_args()
     if options.measure:
         measure(options.measure, not options.no_export)
         return 0
+    if options.measure_peer:
+        measure_peer(options.measure_peer)
+        return 0
     if not (SHARED / "zoo").is_dir():
         print(f"skipped: the lists of networks are not at {SHARED / 'zoo'}")
         return 0
+    only = options.only or ""
+    chosen = [only] if ":" in only else [n for n in names() if n.startswith(only)]
     outcomes = []
-    for spec in [options.only] if options.only else names():
-        outcomes.append(outcome(spec, not options.no_export))
-        print("  ".join(row(outcomes[-1])), flush=True)
-        if not options.only:
-            DOCUMENT.write_text(document(outcomes))
+    with ThreadPoolExecutor(options.workers) as pool:
+        for found in pool.map(lambda spec: outcome(spec, not options.no_export), chosen):
+            outcomes.append(found)
+            print("  ".join(row(found)), flush=True)
+            if not only:
+                DOCUMENT.write_text(document(outcomes))
     return int(any(o["result"].startswith("FAILED") for o in outcomes))
 
 

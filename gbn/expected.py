@@ -23,6 +23,8 @@ _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _HERE = f"{Path(__file__).parent}{os.sep}"
 _NOT_THE_USERS = (_TORCH, _HERE)
 
+Shapes = tuple[tuple[int, ...], ...]
+
 
 class Expected:
     """Sizes and positions that tensors should have after the cut."""
@@ -38,11 +40,11 @@ class Expected:
             self._known[key] = np.flatnonzero(surviving(rows, self._lost))
         return self._known[key]
 
-    def shapes(self, record: OpRecord) -> tuple[tuple[int, ...], ...]:
-        """Shapes of all outputs."""
+    def shapes(self, record: OpRecord, uncut: Shapes | None = None) -> Shapes:
+        """Shapes of all outputs; `uncut`: those of a run in which sizes may depend on values."""
         return tuple(
             tuple(len(self.kept(ids[d])) if d in ids else n for d, n in enumerate(shape))
-            for shape, ids in zip(record.shapes, record.outputs, strict=True)
+            for shape, ids in zip(uncut or record.shapes, record.outputs, strict=True)
         )
 
     def select(self, tensor: Tensor, ids: dict[int, Rows]) -> Tensor:

@@ -42,6 +42,11 @@ class Fault:
     place: str
     expected: tuple[tuple[int, ...], ...] = ()
 
+    @property
+    def is_number(self) -> bool:
+        """All sizes are right, and a number that the op was told is not."""
+        return self.actual is not None and self.actual == self.expected
+
 
 def freeze_fault(
     fault: Fault,
@@ -72,7 +77,7 @@ def freeze_fault(
         if _removable(groups, _ids(block))
     ]
     rows = [_ids(block) for block in issued]
-    if not rows and reason not in tried and fault.actual == fault.expected:
+    if not rows and reason not in tried and fault.is_number:
         rows = [ids for r in alike for ids in _last_removable(groups, r)]
     if not rows:
         sides = [side for r in alike for side in (r.outputs, r.inputs)]

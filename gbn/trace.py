@@ -128,7 +128,7 @@ def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGr
             )
         for fault in faults:
             guessed = guesses_near(tracer.records[fault.index].module, groups)
-            if guessed:
+            if guessed and not fault.is_number:
                 no_guess |= guessed
             else:
                 reason = freeze_fault(fault, groups, tracer.facts, tracer.records, hard_coded)
