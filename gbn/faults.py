@@ -4,7 +4,7 @@ What enters: the op at which a trial disagreed with the record. What leaves: fac
 meets that op, and the reason, with the line of code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,42 +55,51 @@ def freeze_fault(
     records: list[OpRecord],
     tried: Sequence[str],
 ) -> str:
-    """Freeze what meets the faulty op; returns the reason.
+    """Freeze what meets the faulty op; returns the reason. `tried`: reasons given before.
 
-    First the ids that the op issued itself (what a pad adds, what a view splits into); where sizes
-    are right and a number is not (1 / sqrt of a size), the last dimension, which it mostly is of;
-    then what enters and leaves the op; if neither had anything removable, what enters the last op
-    before it that had; if that was `tried`, everything that has been seen up to there. All modules
-    of the same class have the same code, so they are treated alike; in torch's own layers, which
-    all kinds of code call, only the one is meant.
+    All modules of the same class have the same code, so they are treated alike; in torch's own
+    layers, which all kinds of code call, only the one is meant.
     """
     record = records[fault.index]
     where = record.module or "the model itself"
     reason = f"has a size baked in at {fault.place} ({record.op} in {where})"
     own_code = not (record.is_leaf and record.site[0].__module__.startswith("torch."))
     alike = [r for r in records if own_code and r.site == record.site and r.op == record.op]
-    alike = alike or [record]
-    issued = [
-        block
-        for r in alike
-        for block in _issued(r, facts, fault)
-        if _removable(groups, _ids(block))
-    ]
-    rows = [_ids(block) for block in issued]
-    if not rows and reason not in tried and fault.is_number:
-        rows = [ids for r in alike for ids in _last_removable(groups, r)]
-    if not rows:
-        sides = [side for r in alike for side in (r.outputs, r.inputs)]
-        rows = [ids for side in sides for t in side for ids in t.values()]
-        rows = [r for r in rows if _removable(groups, r)]
-    if not rows and reason not in tried:
-        rows = _nearest_removable(groups, records[: fault.index])
-    if not rows:
-        earlier = records[: fault.index + 1]
-        rows = [ids for r in earlier for t in r.outputs for ids in t.values()]
-    for ids in rows:
-        facts.space.freeze(ids, reason)
+    for suspects in _suspects(fault, alike or [record], facts, records, reason in tried):
+        rows = [ids for ids in suspects if _removable(groups, ids)]
+        for ids in rows:
+            facts.space.freeze(ids, reason)
+        if rows:
+            break
     return reason
+
+
+def _suspects(
+    fault: Fault,
+    alike: list[OpRecord],
+    facts: Facts,
+    records: list[OpRecord],
+    again: bool,
+) -> Iterator[list[Rows]]:
+    """Ids that may be what the forward has a size of, the likeliest first.
+
+    What the op issued itself (what a pad adds, what a view splits into); where sizes are right and
+    a number is not (1 / sqrt of a size), the last dimension, which it mostly is of; then what
+    enters and leaves the op, or what entered ops shortly before it; where that did not help, what
+    enters its module, and in the end all that was seen before.
+    """
+    yield [_ids(block) for r in alike for block in _issued(r, facts, fault)]
+    if fault.is_number and not again:
+        for back in (1, 2, 3):
+            yield [ids for r in alike for ids in _dim_from_the_end(r, back)]
+    yield [ids for r in alike for t in (*r.outputs, *r.inputs) for ids in t.values()]
+    if not again:
+        for record in reversed(records[: fault.index]):
+            yield [ids for t in record.inputs for ids in t.values()]
+    modules = {r.module for r in alike}
+    yield [ids for r in records if r.module in modules for t in r.inputs for ids in t.values()]
+    earlier = records[: fault.index + 1]
+    yield [ids for r in earlier for t in r.outputs for ids in t.values()]
 
 
 def guesses_near(module: str, groups: ChannelGroups) -> set[str]:
@@ -103,21 +112,14 @@ def guesses_near(module: str, groups: ChannelGroups) -> set[str]:
     }
 
 
-def _last_removable(groups: ChannelGroups, record: OpRecord) -> list[Rows]:
-    """Ids of the last dimension of each tensor that some cut can make smaller."""
+def _dim_from_the_end(record: OpRecord, back: int) -> list[Rows]:
+    """Ids of that dimension of each tensor of the op."""
     found = []
-    for tensor in (*record.outputs, *record.inputs):
-        removable = [d for d, rows in tensor.items() if _removable(groups, rows)]
-        found += [tensor[max(removable)]] if removable else []
+    for tensors, shapes in ((record.outputs, record.shapes), (record.inputs, ())):
+        for number, ids in enumerate(tensors):
+            ndim = len(shapes[number]) if number < len(shapes) else len(record.shapes[0])
+            found += [ids[ndim - back]] if ndim - back in ids else []
     return found
-
-
-def _nearest_removable(groups: ChannelGroups, earlier: Sequence[OpRecord]) -> list[Rows]:
-    for record in reversed(earlier):
-        rows = [ids for t in record.inputs for ids in t.values() if _removable(groups, ids)]
-        if rows:
-            return rows
-    return []
 
 
 def _issued(record: OpRecord, facts: Facts, fault: Fault) -> list[Block]:

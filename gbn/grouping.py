@@ -4,14 +4,14 @@ Classes of ids become atoms, dimensions become tables of atoms, and produced wid
 convolutions and linear layers) that share an atom become one group.
 """
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 
 import numpy as np
 from scipy.sparse import coo_matrix, csr_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from gbn.groups import ChannelGroups, Dim, GateSite, Group, MacOp
+from gbn.groups import ChannelGroups, Dim, GateSite, Group, MacOp, Statistics
 from gbn.ids import Block, Resolution, Rows
 from gbn.rules import Facts
 from gbn.sizes import bind_sizes
@@ -45,6 +45,7 @@ def build_groups(
         mac_ops=tuple(mac_ops),
         gates=tuple(gates),
         sizes=sizes,
+        statistics=tuple(builder.statistics()),
         unknown_ops={op: tuple(sorted(modules)) for op, modules in unknown.items()},
         hard_coded=hard_coded,
         atoms_of_ids=builder.atoms_of_ids(),
@@ -145,6 +146,14 @@ class _Builder:
             else:
                 dims.append(dim)
         return MacOp(op=record.op, module=record.module, constant=constant, dims=tuple(dims))
+
+    def statistics(self) -> Iterator[Statistics]:
+        """Statistics over channels of which some can go."""
+        for record in self.facts.statistics:
+            dims = {axis: self.dim(rows) for axis, rows in record.rows.items()}
+            found = {axis: dim for axis, dim in dims.items() if dim is not None}
+            if found:
+                yield Statistics(op=record.op, call=record.call, dims=found)
 
     def gates(self) -> list[GateSite]:
         """One site for what is multiplied together: a norm's γ and β, a layer's weight and bias."""

@@ -69,6 +69,15 @@ class GateSite:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Call number `call` of `op` takes statistics of its input over `dims` (axis -> dim)."""
+
+    op: str
+    call: int
+    dims: dict[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SizeBinding:
     """An int that a module keeps beside its weights and that follows the width of a dim.
 
@@ -119,6 +128,7 @@ class ChannelGroups:
     mac_ops: tuple[MacOp, ...]
     gates: tuple[GateSite, ...]
     sizes: tuple[SizeBinding, ...]
+    statistics: tuple[Statistics, ...] = ()
     unknown_ops: dict[str, tuple[str, ...]] = field(default_factory=dict)
     hard_coded: tuple[str, ...] = ()
     atoms_of_ids: csr_matrix = field(repr=False, compare=False)

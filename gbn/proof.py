@@ -22,6 +22,7 @@ from gbn.errors import ProofFailed, TraceError
 from gbn.prune_plan import PrunePlan
 from gbn.running import output_tensors, run_model, tracing_mode
 from gbn.surgery import prune
+from gbn.survivors import survivor_statistics
 
 _FLOAT64_LIMIT = 400_000_000  # parameters; above, two copies in float64 may not fit
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -87,7 +88,7 @@ def _compare(model: nn.Module, plan: PrunePlan, small: nn.Module, example_inputs
             if dtype is torch.float32:
                 raise
             continue  # a forward that casts to float32 itself cannot be run in float64
-        reference = outputs_of(gate_to_zero(model, plan).to(dtype), inputs)
+        reference = reference_outputs(gate_to_zero(model, plan).to(dtype), plan, inputs)
         try:
             result = outputs_of(copy.deepcopy(small).to(dtype), inputs)
         except TraceError as error:
@@ -99,6 +100,12 @@ def _compare(model: nn.Module, plan: PrunePlan, small: nn.Module, example_inputs
             dtype=str(dtype).removeprefix("torch."),
         )
     raise AssertionError("float32 is always tried")
+
+
+def reference_outputs(gated: nn.Module, plan: PrunePlan, inputs: Any) -> list[Tensor]:
+    """What the gated network returns, its statistics over channels taken over the survivors."""
+    with survivor_statistics(plan):
+        return outputs_of(gated, inputs)
 
 
 def gate_to_zero(model: nn.Module, plan: PrunePlan) -> nn.Module:

@@ -31,6 +31,19 @@ class SizeChange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SurvivingStatistics:
+    """Call number `call` of `op` in a run takes its statistics over these positions alone.
+
+    `kept[axis]`: positions of the op's first argument, whose size there is `sizes[axis]`.
+    """
+
+    op: str
+    call: int
+    kept: dict[int, tuple[int, ...]]
+    sizes: dict[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupWidth:
     """A group's width before and after, for people."""
 
@@ -47,7 +60,8 @@ class PrunePlan:
     """`kept[name][dim]`: ascending positions that stay, for each tensor that shrinks.
 
     `shapes`: the shapes it was made for. `gates`: tensors (name, dim) whose removed channels are
-    gated to zero in the network that the result must equal.
+    gated to zero in the network that the result must equal. `statistics`: where that network takes
+    them over the survivors.
     """
 
     kept: Kept
@@ -55,6 +69,7 @@ class PrunePlan:
     gates: tuple[tuple[str, int], ...]
     sizes: tuple[SizeChange, ...]
     groups: tuple[GroupWidth, ...]
+    statistics: tuple[SurvivingStatistics, ...] = ()
 
     @classmethod
     def of(cls, groups: ChannelGroups, alive: Mask) -> "PrunePlan":
@@ -89,7 +104,23 @@ class PrunePlan:
         )
         gates = tuple(pair for site in groups.gates for pair in site.tensors if pair[0] in kept)
         shapes = {name: groups.shapes[name] for name in kept}
-        return cls(kept=kept, shapes=shapes, gates=gates, sizes=sizes, groups=widths)
+        statistics = tuple(
+            SurvivingStatistics(
+                op=s.op,
+                call=s.call,
+                kept={axis: tuple(kept_dims[dim].tolist()) for axis, dim in s.dims.items()},
+                sizes={axis: groups.dims[dim].size for axis, dim in s.dims.items()},
+            )
+            for s in groups.statistics
+        )
+        return cls(
+            kept=kept,
+            shapes=shapes,
+            gates=gates,
+            sizes=sizes,
+            groups=widths,
+            statistics=statistics,
+        )
 
     def after(self, earlier: "PrunePlan") -> "PrunePlan":
         """This plan for the network that `earlier` already made, both being of one network.
@@ -111,7 +142,9 @@ class PrunePlan:
         sizes = tuple(
             replace(s, old=held.get((s.module, s.attribute, s.index), s.old)) for s in self.sizes
         )
-        return replace(self, kept=kept, shapes=shapes, sizes=sizes)
+        known = {(s.op, s.call): s for s in earlier.statistics}
+        statistics = tuple(_after(s, known.get((s.op, s.call))) for s in self.statistics)
+        return replace(self, kept=kept, shapes=shapes, sizes=sizes, statistics=statistics)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form."""
@@ -124,6 +157,15 @@ class PrunePlan:
             "gates": [list(gate) for gate in self.gates],
             "sizes": [vars(size) for size in self.sizes],
             "groups": [{**vars(g), "layers": list(g.layers)} for g in self.groups],
+            "statistics": [
+                {
+                    "op": s.op,
+                    "call": s.call,
+                    "kept": {str(axis): list(k) for axis, k in s.kept.items()},
+                    "sizes": {str(axis): size for axis, size in s.sizes.items()},
+                }
+                for s in self.statistics
+            ],
         }
 
     @classmethod
@@ -142,6 +184,15 @@ class PrunePlan:
                 sizes=tuple(SizeChange(**size) for size in data["sizes"]),
                 groups=tuple(
                     GroupWidth(**{**g, "layers": tuple(g["layers"])}) for g in data["groups"]
+                ),
+                statistics=tuple(
+                    SurvivingStatistics(
+                        op=str(s["op"]),
+                        call=int(s["call"]),
+                        kept={int(a): tuple(int(p) for p in k) for a, k in s["kept"].items()},
+                        sizes={int(a): int(size) for a, size in s["sizes"].items()},
+                    )
+                    for s in data.get("statistics", ())
                 ),
             )
             plan._check_positions()
@@ -178,3 +229,13 @@ class PrunePlan:
     def kept_array(self, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Kept positions of one dimension of a tensor."""
         return np.array(self.kept[name][axis], dtype=np.int64)
+
+
+def _after(
+    statistics: SurvivingStatistics, earlier: SurvivingStatistics | None
+) -> SurvivingStatistics:
+    if earlier is None:
+        return statistics
+    place = {axis: {p: i for i, p in enumerate(k)} for axis, k in earlier.kept.items()}
+    kept = {a: tuple(place[a][p] for p in k) for a, k in statistics.kept.items()}
+    return replace(statistics, kept=kept, sizes={a: len(k) for a, k in earlier.kept.items()})

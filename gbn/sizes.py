@@ -17,7 +17,8 @@ from gbn.groups import SizeBinding
 from gbn.ids import Rows
 from gbn.rules.base import SizedUse
 
-# Their sizes follow from their weights; only `groups` of a convolution does not.
+# Their sizes follow from their weights; the groups of a convolution and the shape of a norm that
+# has no weight do not: the rules of these ops name the attribute.
 _OWN_SIZES = (_ConvNd, nn.Linear, _NormBase, nn.LayerNorm, nn.RMSNorm)
 
 
@@ -64,18 +65,20 @@ def bind_sizes(
 def _ints(module: nn.Module, role: str) -> Iterator[tuple[str, int | None, int]]:
     """(attribute, index in it, value) of all ints that a module holds."""
     if isinstance(module, _OWN_SIZES):
-        if role and isinstance(getattr(module, role, None), int):
-            yield role, None, getattr(module, role)
+        yield from _ints_of(role, getattr(module, role, None) if role else None)
         return
     for attribute, value in vars(module).items():
-        if attribute.startswith("_") or attribute == "training":
-            continue
-        if _is_int(value):
-            yield attribute, None, value
-        elif isinstance(value, tuple | list):
-            for index, item in enumerate(value):
-                if _is_int(item):
-                    yield attribute, index, item
+        if not attribute.startswith("_") and attribute != "training":
+            yield from _ints_of(attribute, value)
+
+
+def _ints_of(attribute: str, value: Any) -> Iterator[tuple[str, int | None, int]]:
+    if _is_int(value):
+        yield attribute, None, value
+    elif isinstance(value, tuple | list):
+        for index, item in enumerate(value):
+            if _is_int(item):
+                yield attribute, index, item
 
 
 def _is_int(value: Any) -> bool:

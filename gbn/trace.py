@@ -51,12 +51,21 @@ _NOTHING = (None, 0, Info())
 _MAX_ROUNDS = 60
 
 
-def trace(model: nn.Module, example_inputs: Any, *, freeze: Sequence[str] = ()) -> ChannelGroups:
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    freeze: Sequence[str] = (),
+    prune_norms: bool = False,
+) -> ChannelGroups:
     """Follow the channels of `model` through one run on `example_inputs`.
 
     `example_inputs`: a tensor (N, C, H, W), a tuple of positional or a dict of keyword arguments.
     MACs are counted for these inputs: use batch 1. `freeze`: module name patterns (`layer1.*`)
-    whose output channels must stay.
+    whose output channels must stay. `prune_norms`: norms over channels (LayerNorm, GroupNorm,
+    standardised weights) may lose some and then normalise over the rest. That changes what they
+    compute for the others, as no gate does; the proof's reference does the same. By default such
+    channels stay.
 
     The run needs no values as a rule, so it takes milliseconds and no memory for activations. A
     forward that looks at values (detectors do) is run on the real tensors.
@@ -64,17 +73,20 @@ def trace(model: nn.Module, example_inputs: Any, *, freeze: Sequence[str] = ()) 
     Raises TraceError when the model does not run on the inputs or a pattern matches no module.
     """
     with _no_collection():
-        return _trace(model, example_inputs, freeze)
+        return _trace(model, example_inputs, freeze, prune_norms)
 
 
-def _trace(model: nn.Module, example_inputs: Any, freeze: Sequence[str]) -> ChannelGroups:
+def _trace(
+    model: nn.Module, example_inputs: Any, freeze: Sequence[str], prune_norms: bool
+) -> ChannelGroups:
     refuse_untraceable(model)
     try:
         with without_values(model):
-            tracer = _follow(model, inputs_without_values(example_inputs), freeze)
+            meta = inputs_without_values(example_inputs)
+            tracer = _follow(model, meta, freeze, prune_norms)
         return _after_trials(tracer, model, partial(_trial_of_shapes, model, example_inputs))
     except (ValuesNeeded, RuleError, TraceError):
-        tracer = _follow(model, example_inputs, freeze)
+        tracer = _follow(model, example_inputs, freeze, prune_norms)
     return _after_trials(tracer, model, partial(_trial_with_values, model, example_inputs))
 
 
@@ -93,9 +105,12 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _follow(model: nn.Module, example_inputs: Any, freeze: Sequence[str]) -> "Tracer":
+def _follow(
+    model: nn.Module, example_inputs: Any, freeze: Sequence[str], prune_norms: bool
+) -> "Tracer":
     with tracing_mode(model), module_paths(model) as visits:
         tracer = Tracer(model, visits)
+        tracer.facts.prune_norms = prune_norms
         with tracer:
             outputs = run_model(model, example_inputs)
         for output in output_tensors(outputs):
@@ -219,6 +234,7 @@ class Tracer(TorchDispatchMode):
                 f"the rule for {call.where} failed: {type(error).__name__}: {error}. This is no "
                 "fault of the model: please report it, with this line"
             ) from error
+        self.facts.num_calls[call.name] += 1
         for tensor, held in written:
             self._note_write(tensor, held)
         outputs = list(call.outputs())

@@ -20,11 +20,12 @@ from gbn.errors import TraceError
 from gbn.expected import Expected, Shapes, place_of, place_of_error
 from gbn.faults import Fault, OpRecord
 from gbn.groups import ChannelGroups, Mask
-from gbn.proof import cast_floats, distance, gate_to_zero, outputs_of
+from gbn.proof import cast_floats, distance, gate_to_zero, outputs_of, reference_outputs
 from gbn.prune_plan import PrunePlan
 from gbn.rules import tensors_in
 from gbn.running import run_model, tracing_mode
 from gbn.surgery import prune
+from gbn.survivors import survivor_statistics
 
 _FLOAT64_LIMIT = 30_000_000  # parameters; above, the copies would cost more than the run itself
 _SLICE, _ALIAS = "aten.slice.Tensor", "aten.alias.default"
@@ -47,7 +48,7 @@ def find_fault(
     expected = Expected(groups, alive)
     gated = gate_to_zero(model, plan)
     uncut = _Shapes()
-    with tracing_mode(gated), uncut:
+    with tracing_mode(gated), survivor_statistics(plan), uncut:
         run_model(gated, example_inputs)
     watch = _ShapeWatch(records, expected, uncut.ops)
     with tracing_mode(small), watch:
@@ -60,15 +61,17 @@ def find_fault(
     inputs = tree_map(lambda value: cast_floats(value, dtype), example_inputs)
     try:
         gated = gated.to(dtype)
-        reference = outputs_of(gated, inputs)
+        reference = reference_outputs(gated, plan, inputs)
     except TraceError:
         dtype, inputs = torch.float32, example_inputs
         gated = gate_to_zero(model, plan)
-        reference = outputs_of(gated, inputs)
+        reference = reference_outputs(gated, plan, inputs)
     off = distance(reference, outputs_of(small.to(dtype), inputs))
     if off <= (1e-6 if dtype is torch.float64 else 1e-4):
         return None
-    return _first_difference(gated, small, inputs, records, expected)
+    with survivor_statistics(plan):
+        sums = _sums_of(gated, inputs, records, expected)
+    return _first_difference(sums, _sums_of(small, inputs, records, None), records)
 
 
 class _Disagreement(Exception):  # noqa: N818 - ends a watched run, is no failure
@@ -202,19 +205,20 @@ class _Sums(TorchDispatchMode):
         return None
 
 
-def _first_difference(
-    gated: nn.Module, small: nn.Module, inputs: Any, records: list[OpRecord], expected: Expected
-) -> Fault:
-    runs = []
-    for model, select in ((gated, expected), (small, None)):
-        sums = _Sums(records, select)
-        with tracing_mode(model), sums:
-            run_model(model, inputs)
-        runs.append(sums)
-    for index, a in runs[0].sums.items():
-        if records[index].op == _SLICE and index not in runs[1].sums:
+def _sums_of(
+    model: nn.Module, inputs: Any, records: list[OpRecord], select: Expected | None
+) -> _Sums:
+    sums = _Sums(records, select)
+    with tracing_mode(model), sums:
+        run_model(model, inputs)
+    return sums
+
+
+def _first_difference(gated: _Sums, small: _Sums, records: list[OpRecord]) -> Fault:
+    for index, a in gated.sums.items():
+        if records[index].op == _SLICE and index not in small.sums:
             continue
-        b = runs[1].sums.get(index, math.nan)
+        b = small.sums.get(index, math.nan)
         if not abs(a - b) <= 1e-5 * max(abs(a), abs(b)):
-            return Fault(index, None, runs[0].places[index])
+            return Fault(index, None, gated.places[index])
     return Fault(len(records) - 1, None, "the output")

@@ -70,7 +70,13 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     example = torch.randn(
         1, *loaded.input_size, generator=torch.Generator().manual_seed(config.recovery.seed)
     )
-    groups = gbn.trace(loaded.module, example, freeze=config.constraints.freeze)
+    constraints = config.constraints
+    groups = gbn.trace(
+        loaded.module,
+        example,
+        freeze=constraints.freeze,
+        prune_norms=constraints.prune_norms,
+    )
     _say_frozen(groups, console)
     # What costs more comes after what may still be refused at once.
     data = _load_data(config, loaded, console)

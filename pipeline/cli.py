@@ -101,6 +101,7 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 
 EPOCHS_DEFAULT = f"Default: {DEFAULT_EPOCHS} with --data."
 FREEZE_HELP = "Modules that keep every channel; repeatable."
+NORMS_HELP = "LayerNorm and the like may lose channels."
 AUGMENT = click.Choice(AUGMENTATIONS)
 AUGMENT_HELP = f"{', '.join(AUGMENTATIONS)}. Auto: standard for folders."
 PROVIDER = click.Choice(PROVIDERS)
@@ -138,6 +139,7 @@ OPTIONS = (
     _option("Constraints", "--channel-multiple", metavar="auto|N", help="Widths are multiples."),
     _option("Constraints", "--freeze", multiple=True, metavar="PATTERN", help=FREEZE_HELP),
     _option("Constraints", "--min-channels", type=int, metavar="N", help="Fewest in a layer."),
+    _option("Constraints", "--prune-norms", is_flag=True, help=NORMS_HELP),
     _option("Deployment", "--provider", type=PROVIDER, metavar="NAME", help=PROVIDER_HELP),
     _option("Deployment", "--opset", type=int, metavar="N", help=f"Default: {DEFAULT_OPSET}."),
     _option("Run", "--out", metavar="DIR", help="Default: MODEL-compressed."),
@@ -212,6 +214,7 @@ Example:
 @click.option("--target-flops", metavar="KEEP", default="0.5", help="Of the equal cut shown.")
 @click.option("--channel-multiple", metavar="auto|N", default="auto", help="Of the widths.")
 @click.option("--freeze", multiple=True, metavar="PATTERN", help=FREEZE_HELP)
+@click.option("--prune-norms", is_flag=True, help=NORMS_HELP)
 @click.option("-v", "--verbose", is_flag=True, help="Tracebacks of errors.")
 @click.option("--json", "as_json", is_flag=True, help="JSON alone on standard output.")
 @click.pass_obj

@@ -174,6 +174,8 @@ class ConstraintConfig:
     """Patterns of module names that keep all channels."""
     min_channels: int = 1
     """Fewest channels that a layer keeps."""
+    prune_norms: bool = False
+    """Norms over channels may lose some: then they normalise over what is left."""
 
     def __post_init__(self) -> None:
         multiple = self.channel_multiple

@@ -57,6 +57,7 @@ OPTION_KINDS: dict[str, str] = {
     "channel_multiple": _TEXT_OR_NUMBER,
     "freeze": _TEXTS,
     "min_channels": _WHOLE,
+    "prune_norms": _FLAG,
     "provider": _TEXT,
     "opset": _WHOLE,
     "out": _TEXT,
@@ -175,7 +176,7 @@ def inspect_request(options: Mapping[str, Any]) -> InspectConfig:
 
 
 def _constraints(given: Mapping[str, Any]) -> ConstraintConfig:
-    constraints = _picked(given, "min_channels")
+    constraints = _picked(given, "min_channels", "prune_norms")
     if "freeze" in given:
         constraints["freeze"] = tuple(given["freeze"])
     if "channel_multiple" in given:

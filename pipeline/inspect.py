@@ -62,7 +62,12 @@ def inspect_model(config: InspectConfig) -> Inspection:
     loaded = load_model(model_source(config.model))
     generator = torch.Generator().manual_seed(0)
     example = torch.randn(1, *loaded.input_size, generator=generator)
-    groups = gbn.trace(loaded.module, example, freeze=config.constraints.freeze)
+    groups = gbn.trace(
+        loaded.module,
+        example,
+        freeze=config.constraints.freeze,
+        prune_norms=config.constraints.prune_norms,
+    )
     macs = gbn.CostModel.macs(groups)
     everything = np.ones(groups.num_atoms, dtype=np.bool_)
     settings = gbn.PlanSettings(

@@ -260,7 +260,10 @@ def test_a_standardised_weight_keeps_what_its_statistics_run_over(prune_and_prov
     model = chain(conv_bn(3, 8), Standardised(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
     result = prune_and_prove(model, X, flops=0.8)
     assert group_of(result.groups, "0.0").frozen
-    assert "reduced over channels (aten.mean.dim in 1)" in group_of(result.groups, "0.0").reason
+    assert (
+        "statistics are taken over channels (aten.mean.dim in 1)"
+        in group_of(result.groups, "0.0").reason
+    )
     assert result.small[1].out_channels < 8
 
 

@@ -44,10 +44,22 @@ def test_over_space_channels_pass(op, prune_and_prove, group_of):
         (lambda x: x.softmax(1), 8, "normalised or ordered over channels (aten._softmax.default"),
         (lambda x: x.sort(1)[0], 8, "normalised or ordered over channels (aten.sort.default"),
         (lambda x: x.cumsum(1), 8, "normalised or ordered over channels (aten.cumsum.default"),
-        (lambda x: x.mean(1, keepdim=True), 1, "is reduced over channels (aten.mean.dim"),
-        (lambda x: x.amax(1, keepdim=True), 1, "is reduced over channels (aten.amax.default"),
-        (lambda x: x.std(1, keepdim=True), 1, "is reduced over channels (aten.std.correction"),
-        (lambda x: x / x.norm(), 8, "is reduced over channels (aten.linalg_vector_norm.default"),
+        (lambda x: x.mean(1, keepdim=True), 1, "statistics are taken over channels (aten.mean.dim"),
+        (
+            lambda x: x.amax(1, keepdim=True),
+            1,
+            "statistics are taken over channels (aten.amax.default",
+        ),
+        (
+            lambda x: x.std(1, keepdim=True),
+            1,
+            "statistics are taken over channels (aten.std.correction",
+        ),
+        (
+            lambda x: x / x.norm(),
+            8,
+            "statistics are taken over channels (aten.linalg_vector_norm.default",
+        ),
     ],
     ids=lambda value: "" if callable(value) else str(value)[:30],
 )

@@ -141,7 +141,7 @@ def test_several_inputs_and_nested_outputs(group_of):
     inputs = {"image": X, "depth": torch.randn(2, 2, 8, 8), "scale": 2.0}
     groups = gbn.trace(TwoInputs(), inputs)
     assert set(group_of(groups, "a.0").layers) == {"a.0", "b.0"}
-    assert "reduced over channels (aten.mean.default" in group_of(groups, "a.0").reason
+    assert "statistics are taken over channels (aten.mean.default" in group_of(groups, "a.0").reason
 
 
 def test_each_output_of_a_dict_is_fixed(prune_and_prove, group_of):

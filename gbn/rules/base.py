@@ -10,6 +10,7 @@ still have to be attached to make it zero, or None where it cannot be known. Rem
 where dead channels reach their consumer as zeros.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,9 +72,21 @@ class SizedUse:
     rows: Rows
 
 
+@dataclass(frozen=True)
+class StatisticsRecord:
+    """Call number `call` of `op` in the run takes statistics over dimensions with these ids."""
+
+    op: str
+    call: int
+    rows: dict[int, Rows]
+
+
 @dataclass
 class Facts:
-    """Everything that rules state, in the order of execution."""
+    """Everything that rules state, in the order of execution.
+
+    `prune_norms`: statistics over channels are those of what is left; else they freeze it.
+    """
 
     space: IdSpace = field(default_factory=IdSpace)
     macs: list[MacRecord] = field(default_factory=list)
@@ -83,6 +96,9 @@ class Facts:
     produced: dict[int, str] = field(default_factory=dict)
     splits: dict[int, Split] = field(default_factory=dict)
     sized: list[SizedUse] = field(default_factory=list)
+    prune_norms: bool = False
+    statistics: list[StatisticsRecord] = field(default_factory=list)
+    num_calls: Counter[str] = field(default_factory=Counter)  # of ops, so far
 
 
 @dataclass
@@ -151,6 +167,22 @@ class OpCall:
         for dim in info.ids if dims is None else dims:
             if dim in info.ids:
                 self.facts.space.freeze(info.ids[dim], reason)
+
+    def over_channels(self, info: Info, dims: Iterable[int]) -> bool:
+        """The op takes statistics of its first argument over these dims: they stay, or True.
+
+        True: they may go, and the reference network takes the statistics over the survivors.
+        """
+        rows = {d: info.ids[d] for d in dims if d in info.ids}
+        rows = {d: r for d, r in rows.items() if not self.facts.space.stays(r)}
+        if not rows:
+            return False
+        if not self.facts.prune_norms:
+            self.freeze(info, rows, "statistics are taken over channels")
+            return False
+        number = self.facts.num_calls[self.name]
+        self.facts.statistics.append(StatisticsRecord(self.name, number, rows))
+        return True
 
     def gate(self, dead: Dead) -> Dead:
         """Demand the gates that make dead channels zero here; what the value then is."""

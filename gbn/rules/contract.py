@@ -100,6 +100,9 @@ def _consume(
     w, summed = weight
     if not _vanishes(info.dead) and _gate_input(call, w, w.ids.get(summed)):
         return
+    if not _vanishes(info.dead) and _vanishes(w.dead):
+        call.gate(w.dead)  # a computed weight, zero where its own channels are removed
+        return
     value = call.gate(info.dead)
     if value != 0.0:
         told = "an unknown value" if value is None else f"{value:g}"

@@ -5,7 +5,7 @@ zero); whatever depends on how many channels there are, or on statistics across 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -38,9 +38,9 @@ def _batch_norm(call: OpCall) -> None:
         else:
             call.tie(own, fixed(x.shape[1]))
     own_statistics = not any(isinstance(t, Tensor) for t in call.args[3:5])
-    if own_statistics:
-        _normalised_over(call, info, [d for d in ids if d != 1])
-    _set_normed(call, ids, _dead_after_norm(call, info, own_statistics))
+    across = own_statistics and call.over_channels(info, [d for d in ids if d != 1])
+    dead = _dead_after_own_norm(call, info) if own_statistics else _dead_after_norm(call, info)
+    _set_normed(call, ids, dead if dead is not None or not across else None)
 
 
 def _set_normed(call: OpCall, ids: dict[int, Rows], dead: Dead) -> None:
@@ -52,22 +52,39 @@ def _set_normed(call: OpCall, ids: dict[int, Rows], dead: Dead) -> None:
         call.set(Info({last: ids[1]} if 1 in ids else {}), tensor)
 
 
-def _dead_after_norm(call: OpCall, info: Info, own_statistics: bool) -> Dead:
-    """Zero once γ and β are gated, or where each channel's own mean is subtracted."""
+def _dead_after_norm(call: OpCall, info: Info) -> Dead:
+    """Zero once γ and β are gated. What is removed along other dimensions is shifted by β."""
     if any(dim != 1 and not call.facts.space.stays(rows) for dim, rows in info.ids.items()):
-        return None  # what is removed along other dimensions is shifted by the channel's β
-    affine = [t for t in call.args[1:3] if isinstance(t, Tensor)]
+        return None
+    return _gated(call, call.args[1:3]) if isinstance(call.args[1], Tensor) else None
+
+
+def _dead_after_own_norm(call: OpCall, info: Info) -> Dead:
+    """As above. Without γ and β, zero where each channel's own mean is subtracted from zeros.
+
+    Along dimensions that the statistics are taken over, the reference puts zeros in the place of
+    what is removed.
+    """
+    if any(isinstance(tensor, Tensor) for tensor in call.args[1:3]):
+        return _gated(call, call.args[1:3]) if isinstance(call.args[1], Tensor) else None
+    keeps_zero = info.dead == 0.0 or isinstance(info.dead, frozenset)
+    return info.dead if keeps_zero else None
+
+
+def _gated(call: OpCall, affine: Sequence[Tensor | None]) -> Dead:
+    """γ and, if there is one, β: blocks of parameters that one gate a channel multiplies."""
     blocks = []
     for tensor in affine:
+        if tensor is None:
+            continue
         # instance norm repeats γ and β for each sample
-        ids = np.unique(call.info(tensor).ids.get(0, fixed(1)))[None]
+        ids = np.unique(call.info(tensor).ids.get(tensor.ndim - 1, fixed(1)))[None]
         start = call.facts.space.block_start(ids)
-        blocks += [start] if start is not None else []
-    if len(blocks) == len(affine) == 2:
-        call.facts.norm_gates.append(NormGate(call.module, tuple(blocks)))
-        return frozenset(blocks)
-    keeps_zero = info.dead == 0.0 or isinstance(info.dead, frozenset)
-    return info.dead if own_statistics and not affine and keeps_zero else None
+        if start is None:
+            return None
+        blocks.append(start)
+    call.facts.norm_gates.append(NormGate(call.module, tuple(blocks)))
+    return frozenset(blocks)
 
 
 @register_rule(aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm)
@@ -75,15 +92,27 @@ def _layer_norm(call: OpCall) -> None:
     x, shape = call.args[0], call.args[1]
     info = call.info(x)
     dims = range(x.ndim - len(shape), x.ndim)
-    _normalised_over(call, info, dims)
+    across = call.over_channels(info, dims)
+    for dim in dims:
+        if dim in info.ids:
+            call.sized(info.ids[dim], "normalized_shape")
     for tensor in call.args[2:4]:
         if isinstance(tensor, Tensor):
             own = call.info(tensor)
             for dim, rows in own.ids.items():
                 call.tie(rows, info.ids.get(dim + x.ndim - len(shape), fixed(rows.shape[1])))
     others = {d: rows for d, rows in info.ids.items() if d not in dims}
+    # Only where γ is a vector over the removed dimension does its gate reach all that is removed.
+    gateable = (
+        across and len(shape) == 1 and all(call.facts.space.stays(r) for r in others.values())
+    )
+    affine = [call.arg(number, name) for number, name in ((2, "weight"), (3, "bias"))]
+    scaled = isinstance(affine[0], Tensor)
+    dead = (
+        _gated(call, [t for t in affine if isinstance(t, Tensor)]) if gateable and scaled else None
+    )
     for number, out in enumerate(call.outputs()):  # then the statistics, if it gives them
-        call.set(Info(others if number else info.ids), out)
+        call.set(Info(others) if number else Info(info.ids, dead), out)
 
 
 @register_rule(aten.native_group_norm)
@@ -91,21 +120,30 @@ def _group_norm(call: OpCall) -> None:
     x, groups = call.args[0], call.args[6]
     info = call.info(x)
     alone = groups == x.shape[1]
-    _normalised_over(call, info, [d for d in info.ids if d > (1 if alone else 0)])
+    across = call.over_channels(info, [d for d in info.ids if d > (1 if alone else 0)])
+    if across and not alone and 1 in info.ids:
+        call.sized(info.ids[1])
+        _same_in_each(call, info.ids[1], groups)
     for tensor in call.args[1:3]:
         if isinstance(tensor, Tensor):
             call.tie(
                 call.info(tensor).ids.get(0, fixed(x.shape[1])), info.ids.get(1, fixed(x.shape[1]))
             )
-    dead: Dead = None
+    affine = [call.arg(number, name) for number, name in ((1, "weight"), (2, "bias"))]
+    only_channels = all(call.facts.space.stays(r) for d, r in info.ids.items() if d != 1)
     if alone:
         call.sized(info.ids.get(1, fixed(groups)))
-        dead = _dead_after_norm(call, info, own_statistics=True)
-    _set_normed(call, info.ids, dead)
+        _set_normed(call, info.ids, _dead_after_own_norm(call, info) if only_channels else None)
+    else:
+        gateable = across and only_channels and isinstance(affine[0], Tensor)
+        _set_normed(call, info.ids, _gated(call, affine) if gateable else None)
 
 
-def _normalised_over(call: OpCall, info: Info, dims: Iterable[int]) -> None:
-    call.freeze(info, dims, "statistics are taken over channels")
+def _same_in_each(call: OpCall, rows: Rows, groups: int) -> None:
+    """All groups keep equally many channels: the same offset of each goes together."""
+    size = rows.shape[1] // groups
+    for start in range(size, rows.shape[1], size):
+        call.tie(rows[:, :size], rows[:, start : start + size])
 
 
 @register_rule(
@@ -190,6 +228,10 @@ def _reduction(call: OpCall) -> None:
         if call.gate(dead) != 0.0:
             call.freeze(info, over, "a removed channel would not add zero")
         dead = 0.0 if isinstance(dead, frozenset) or dead == 0.0 else None
+    elif over and packet in _STATISTICS:
+        # What is left does not depend on what is removed here; along other dimensions zeros stay.
+        call.over_channels(info, over)
+        dead = dead if dead == 0.0 or isinstance(dead, frozenset) else None
     elif over:
         call.freeze(info, over, "is reduced over channels")
     elif packet is aten.logsumexp:
@@ -204,6 +246,12 @@ def _reduction(call: OpCall) -> None:
             if d in info.ids:
                 ids[d if kept else new] = info.ids[d]
         call.set(Info(ids, dead), out)
+
+
+_STATISTICS = {
+    *(aten.mean, aten.var, aten.std, aten.var_mean, aten.std_mean),
+    *(aten.amax, aten.amin, aten.linalg_vector_norm, aten.norm),
+}
 
 
 def _reduced(call: OpCall, x: Tensor) -> set[int]:
