@@ -9,8 +9,7 @@ comparison is repeated with random values in place of zero parameters.
 """
 
 import copy
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from gbn.choices import Choices, FollowChoices, NoteChoices
+from gbn.distance import distance
 from gbn.errors import ProofFailed, TraceError
 from gbn.prune_plan import PrunePlan
 from gbn.running import output_tensors, run_model, tracing_mode
@@ -35,7 +36,9 @@ class Proof:
     `effect`: how far the gates moved the original's output, in the same unit; where that is 0 the
     inputs say nothing about the removed channels (`vacuous`). `randomised`: the comparison was made
     with random values in place of zeros, since it was vacuous with the network's own.
-    `removes`: the plan takes something away at all.
+    `removes`: the plan takes something away at all. `num_overruled`: how many choices by value (the
+    best of some scores) the smaller network would have made otherwise, by rounding, and was made to
+    follow; see `gbn.choices`.
     """
 
     max_abs_diff: float
@@ -44,6 +47,7 @@ class Proof:
     dtype: str
     randomised: bool = False
     removes: bool = True
+    num_overruled: int = 0
 
     @property
     def ok(self) -> bool:
@@ -83,29 +87,40 @@ def _compare(model: nn.Module, plan: PrunePlan, small: nn.Module, example_inputs
             continue
         inputs = tree_map(lambda value, to=dtype: cast_floats(value, to), example_inputs)
         try:
-            original = outputs_of(copy.deepcopy(model).to(dtype), inputs)
+            reference, choices = reference_outputs(
+                gate_to_zero(model, plan).to(dtype), plan, inputs
+            )
         except TraceError:
             if dtype is torch.float32:
                 raise
             continue  # a forward that casts to float32 itself cannot be run in float64
-        reference = reference_outputs(gate_to_zero(model, plan).to(dtype), plan, inputs)
+        before = replace(choices)
+        with FollowChoices(before):
+            original = outputs_of(copy.deepcopy(model).to(dtype), inputs)
         try:
-            result = outputs_of(copy.deepcopy(small).to(dtype), inputs)
+            with FollowChoices(choices):
+                result = outputs_of(copy.deepcopy(small).to(dtype), inputs)
         except TraceError as error:
             raise ProofFailed(f"the pruned network does not run: {error}") from error
         return Proof(
-            max_abs_diff=distance(reference, result),
+            max_abs_diff=max(distance(reference, result), choices.max_abs_diff),
             tolerance=_TOLERANCE[dtype],
-            effect=distance(reference, original),
+            effect=max(distance(reference, original), before.max_abs_diff),
             dtype=str(dtype).removeprefix("torch."),
+            num_overruled=choices.num_overruled,
         )
     raise AssertionError("float32 is always tried")
 
 
-def reference_outputs(gated: nn.Module, plan: PrunePlan, inputs: Any) -> list[Tensor]:
-    """What the gated network returns, its statistics over channels taken over the survivors."""
-    with survivor_statistics(plan):
-        return outputs_of(gated, inputs)
+def reference_outputs(
+    gated: nn.Module, plan: PrunePlan, inputs: Any
+) -> tuple[list[Tensor], Choices]:
+    """What the gated network returns, its statistics over channels taken over the survivors.
+
+    And what it chose by value on the way: the network that it is compared with must follow.
+    """
+    with survivor_statistics(plan), NoteChoices() as notes:
+        return outputs_of(gated, inputs), notes.choices
 
 
 def gate_to_zero(model: nn.Module, plan: PrunePlan) -> nn.Module:
@@ -152,34 +167,3 @@ def outputs_of(model: nn.Module, inputs: Any) -> list[Tensor]:
     with tracing_mode(model):
         outputs = run_model(model, inputs)
     return output_tensors(outputs)
-
-
-def _real(tensor: Tensor) -> Tensor:
-    """In float64; a complex tensor with its two parts side by side."""
-    if tensor.is_complex():
-        return torch.view_as_real(tensor.to(torch.complex128).resolve_conj())
-    return tensor.double()
-
-
-def distance(reference: Iterable[Tensor], other: Iterable[Tensor]) -> float:
-    """Largest difference over all outputs, each relative to its own largest value."""
-    worst = 0.0
-    reference, other = list(reference), list(other)
-    if len(reference) != len(other):
-        raise ProofFailed(f"the pruned network gives {len(other)} outputs, not {len(reference)}")
-    if not reference:
-        raise ProofFailed("the networks give no tensors: there is nothing to compare")
-    for a, b in zip(reference, other, strict=True):
-        if a.is_complex() != b.is_complex():
-            raise ProofFailed(f"the pruned network gives {b.dtype}, not {a.dtype}")
-        if a.shape != b.shape:
-            raise ProofFailed(f"the pruned network gives {tuple(b.shape)}, not {tuple(a.shape)}")
-        if a.numel() == 0:
-            continue
-        a, b = _real(a), _real(b)
-        scale = float(a.abs().max())
-        difference = float((a - b).abs().max())
-        if math.isnan(difference):
-            return float("inf")
-        worst = max(worst, difference / scale if scale > 0 else difference)
-    return worst

@@ -16,11 +16,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from gbn.errors import TraceError
+from gbn.choices import FollowChoices, NoteChoices
+from gbn.distance import distance
+from gbn.errors import ProofFailed, TraceError
 from gbn.expected import Expected, Shapes, place_of, place_of_error
 from gbn.faults import Fault, OpRecord
 from gbn.groups import ChannelGroups, Mask
-from gbn.proof import cast_floats, distance, gate_to_zero, outputs_of, reference_outputs
+from gbn.proof import cast_floats, gate_to_zero, outputs_of, reference_outputs
 from gbn.prune_plan import PrunePlan
 from gbn.rules import tensors_in
 from gbn.running import run_model, tracing_mode
@@ -48,10 +50,10 @@ def find_fault(
     expected = Expected(groups, alive)
     gated = gate_to_zero(model, plan)
     uncut = _Shapes()
-    with tracing_mode(gated), survivor_statistics(plan), uncut:
+    with tracing_mode(gated), survivor_statistics(plan), NoteChoices() as notes, uncut:
         run_model(gated, example_inputs)
     watch = _ShapeWatch(records, expected, uncut.ops)
-    with tracing_mode(small), watch:
+    with tracing_mode(small), FollowChoices(notes.choices), watch:
         try:
             run_model(small, example_inputs)
         except _Disagreement:
@@ -61,12 +63,17 @@ def find_fault(
     inputs = tree_map(lambda value: cast_floats(value, dtype), example_inputs)
     try:
         gated = gated.to(dtype)
-        reference = reference_outputs(gated, plan, inputs)
+        reference, choices = reference_outputs(gated, plan, inputs)
     except TraceError:
         dtype, inputs = torch.float32, example_inputs
         gated = gate_to_zero(model, plan)
-        reference = reference_outputs(gated, plan, inputs)
-    off = distance(reference, outputs_of(small.to(dtype), inputs))
+        reference, choices = reference_outputs(gated, plan, inputs)
+    with FollowChoices(choices):
+        result = outputs_of(small.to(dtype), inputs)
+    try:
+        off = max(distance(reference, result), choices.max_abs_diff)
+    except ProofFailed:
+        off = math.inf
     if off <= (1e-6 if dtype is torch.float64 else 1e-4):
         return None
     with survivor_statistics(plan):

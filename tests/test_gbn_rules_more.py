@@ -77,3 +77,58 @@ def test_a_rule_that_fails_is_not_blamed_on_the_model():
         RULES.pop(op)
         if held is not None:
             RULES[op] = held
+
+
+def test_values_written_by_position_meet_what_they_are_written_into(prune_and_prove, group_of):
+    """As pooled regions are put back in the order of their boxes."""
+
+    class Put(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.h = nn.Conv2d(3, 16, 3), nn.Linear(16, 5)
+
+        def forward(self, x):
+            rows = self.c(x).flatten(2).transpose(1, 2).reshape(-1, 16)
+            out = rows.new_zeros((rows.shape[0] + 2, rows.shape[1]))
+            out[torch.arange(rows.shape[0])] = rows
+            return self.h(out)
+
+    result = prune_and_prove(Put(), X)
+    assert len(group_of(result.groups, "c").atoms) == 16
+    assert not result.groups.hard_coded and not result.groups.unknown_ops
+
+
+def test_values_written_across_channels_freeze_them(group_of):
+    class Put(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.h = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 5, 3)
+
+        def forward(self, x):
+            f = self.c(x)
+            f[:, torch.tensor([0, 3])] = 1.0
+            return self.h(f)
+
+    assert "written into by position" in group_of(gbn.trace(Put(), X), "c").reason
+
+
+def test_pooled_regions_keep_their_channels(prune_and_prove, group_of):
+    ops = pytest.importorskip("torchvision.ops")
+
+    class Regions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.h = nn.Conv2d(3, 16, 3), nn.Linear(16 * 4, 5)
+
+        def forward(self, x):
+            boxes = x.new_tensor([[0.0, 1, 1, 5, 5], [0, 2, 0, 6, 4], [1, 0, 0, 3, 3]])
+            return self.h(ops.roi_align(self.c(x), boxes, output_size=2).flatten(1))
+
+    result = prune_and_prove(Regions(), X)
+    assert len(group_of(result.groups, "c").atoms) == 16
+    assert not result.groups.unknown_ops
+
+
+def test_an_op_may_be_named_where_its_library_need_not_be_there():
+    gbn.register_rule("nowhere::scaled")(lambda call: call.set(call.info(call.args[0])))
+    assert RULES.pop("nowhere::scaled")

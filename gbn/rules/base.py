@@ -228,7 +228,10 @@ RULES: dict[Any, Rule] = {}
 
 
 def register_rule(*ops: Any) -> Callable[[Rule], Rule]:
-    """Make a function the rule of these ops (an `OpOverload` or a packet with all overloads).
+    """Make a function the rule of these ops.
+
+    An op is an `OpOverload`, a packet with all overloads, or a name such as `"mylib::scaled_relu"`,
+    for ops of a library that need not be there.
 
     >>> @register_rule(torch.ops.mylib.scaled_relu)
     ... def _(call): call.set(call.info(call.args[0]))
@@ -243,8 +246,10 @@ def register_rule(*ops: Any) -> Callable[[Rule], Rule]:
 
 
 def rule_of(func: Any) -> Rule | None:
-    """The rule of an op: of this overload, else of its packet, else None."""
-    return RULES.get(func) or RULES.get(getattr(func, "overloadpacket", None))
+    """The rule of an op: of this overload, else of its packet or its name, else None."""
+    packet = getattr(func, "overloadpacket", None)
+    named = getattr(packet, "_qualified_op_name", None)
+    return RULES.get(func) or RULES.get(packet) or RULES.get(named)
 
 
 aten = torch.ops.aten

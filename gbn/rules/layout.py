@@ -279,6 +279,32 @@ def _index(call: OpCall) -> None:
     call.set(Info())
 
 
+@register_rule(aten.index_put, aten.index_put_, aten._unsafe_index_put)
+def _index_put(call: OpCall) -> None:
+    """Writes at positions by number: dimensions that are indexed stay, those behind them meet."""
+    x, indices, values = call.args[:3]
+    target, source = call.info(x), call.info(values)
+    at = _indexed(indices)
+    if at != list(range(len(at))) or any(d >= x.ndim for d in at):
+        call.freeze(target, why="is written into by position")
+        call.freeze(source, why="is written by position")
+        call.set(Info())
+        return
+    call.freeze(target, at, "is written into by position")
+    shift = x.ndim - values.ndim
+    call.freeze(source, [d for d in source.ids if d + shift < len(at)], "is written by position")
+    ids = {}
+    for dim in range(len(at), x.ndim):
+        rows = [target.ids.get(dim)]
+        if dim - shift >= 0 and values.shape[dim - shift] == x.shape[dim]:
+            rows.append(source.ids.get(dim - shift))
+        met = _meet_all(call, rows, x.shape[dim])
+        if met is not None:
+            ids[dim] = met
+    whole = values.numel() > 1 and source.ids
+    call.set(Info(ids, join_dead([target.dead, source.dead]) if whole else None))
+
+
 def _indexed(indices: Sequence[Tensor | None]) -> list[int]:
     """Dimensions that are indexed; a boolean index covers as many as it has of its own."""
     at: list[int] = []

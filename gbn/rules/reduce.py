@@ -174,11 +174,15 @@ def _same_in_each(call: OpCall, rows: Rows, groups: int) -> None:
     aten.replication_pad2d,
     aten.replication_pad3d,
     aten.max_pool2d,
+    "torchvision::roi_align",
+    "torchvision::roi_pool",
 )
 def _spatial(call: OpCall) -> None:
     """Each channel alone; dead zeros stay zeros (padding of a maximum is minus infinity)."""
     x = call.args[0]
     info = call.info(x)
+    for other in call.args[1:]:
+        call.freeze(call.info(other), why="says where to pool")
     spatial = range(x.ndim - _num_spatial(call), x.ndim)
     call.freeze(info, spatial, "is pooled or resampled")
     ids = {d: rows for d, rows in info.ids.items() if d not in spatial}
@@ -187,7 +191,8 @@ def _spatial(call: OpCall) -> None:
     if averages_padding and not (dead == 0.0 or isinstance(dead, frozenset)):
         dead = None
     for out in call.outputs():
-        call.set(Info(ids, dead), out)
+        same_batch = out.shape[0] == x.shape[0]  # of regions there are as many as were found
+        call.set(Info({d: r for d, r in ids.items() if d > 0 or same_batch}, dead), out)
 
 
 def _num_spatial(call: OpCall) -> int:
