@@ -88,7 +88,7 @@ def test_values_written_by_position_meet_what_they_are_written_into(prune_and_pr
             self.c, self.h = nn.Conv2d(3, 16, 3), nn.Linear(16, 5)
 
         def forward(self, x):
-            rows = self.c(x).flatten(2).transpose(1, 2).reshape(-1, 16)
+            rows = self.c(x).flatten(2).transpose(1, 2).flatten(0, 1)
             out = rows.new_zeros((rows.shape[0] + 2, rows.shape[1]))
             out[torch.arange(rows.shape[0])] = rows
             return self.h(out)
