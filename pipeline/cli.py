@@ -197,6 +197,7 @@ def _standard_output_kept(kept: bool) -> Iterator[None]:
         yield
 
 
+INPUTS_HELP = "C,H,W; repeatable NAME:C,H,W; or FILE.py:FACTORY."
 INSPECT_HELP = """\
 What can be pruned in MODEL, what cannot and why; nothing is trained or written.
 
@@ -209,7 +210,7 @@ Example:
 @click.command("inspect", help=INSPECT_HELP)
 @click.argument("model")
 @click.option("--arch", metavar="WHERE:NAME", help="Builds the network of a state dict.")
-@click.option("--input-size", metavar="C,H,W", help="Default: the model's own.")
+@click.option("--input-size", multiple=True, metavar="SHAPE", help=INPUTS_HELP)
 @click.option("--trust-pickle", is_flag=True, help="Let a pickled model run its code.")
 @click.option("--target-flops", metavar="KEEP", default="0.5", help="Of the equal cut shown.")
 @click.option("--channel-multiple", metavar="auto|N", default="auto", help="Of the widths.")

@@ -285,6 +285,8 @@ class InspectConfig:
     """As in the main job: the multiple and the frozen modules."""
     equal_cut: Target
     """Cost at which an equal cut of every width is shown."""
+    inputs: tuple[str, ...] = ()
+    """Inputs that are not one image: shapes, named shapes, or a callable that returns them."""
 
 
 def file_sha256(path: Path) -> str:

@@ -168,7 +168,12 @@ def build_config(options: Mapping[str, Any]) -> RunConfig:
 def inspect_request(options: Mapping[str, Any]) -> InspectConfig:
     """The `InspectConfig` of option values; raises UsageError as `build_config` does."""
     given = {name: value for name, value in options.items() if value is not None}
+    inputs = tuple(given.pop("input_size", ()))
+    if len(inputs) == 1 and inputs[0].replace(",", "").isdecimal():
+        given["input_size"] = inputs[0]
+        inputs = ()
     return InspectConfig(
+        inputs=inputs,
         model=ModelConfig(path=Path(given["model"]), **_model_options(given)),
         constraints=_constraints(given),
         equal_cut=Target.parse(given["target_flops"], "--target-flops"),

@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
+from torch import nn
 
 import gbn
 from gbn.groups import Mask
 from pipeline.config import InspectConfig
 from pipeline.console import RunConsole
-from pipeline.importers import load_model
+from pipeline.example_inputs import example_inputs
+from pipeline.importers import load_model, load_network
 from pipeline.importers.source import model_source
 
 
@@ -59,11 +60,9 @@ class Inspection:
 
 def inspect_model(config: InspectConfig) -> Inspection:
     """Load and trace a model; nothing is written. Raises as the importers and the tracer do."""
-    loaded = load_model(model_source(config.model))
-    generator = torch.Generator().manual_seed(0)
-    example = torch.randn(1, *loaded.input_size, generator=generator)
+    module, description, notes, example = _load(config)
     groups = gbn.trace(
-        loaded.module,
+        module,
         example,
         freeze=config.constraints.freeze,
         prune_norms=config.constraints.prune_norms,
@@ -76,12 +75,12 @@ def inspect_model(config: InspectConfig) -> Inspection:
     )
     whole = macs.total(everything)
     alive = _equal_cut(groups, macs, config.equal_cut.fraction(whole))
-    params = list(loaded.module.parameters())
-    warnings = list(loaded.warnings)
+    params = list(module.parameters())
+    warnings = list(notes)
     if not groups.num_atoms:
         warnings.append("nothing can be pruned: every group is frozen, see the reasons")
     return Inspection(
-        description=loaded.description,
+        description=description,
         num_macs=whole,
         num_params=sum(p.numel() for p in params),
         num_frozen_params=sum(p.numel() for p in params if not p.requires_grad),
@@ -92,6 +91,18 @@ def inspect_model(config: InspectConfig) -> Inspection:
         hard_coded=groups.hard_coded,
         warnings=tuple(warnings),
     )
+
+
+def _load(config: InspectConfig) -> tuple[nn.Module, str, tuple[str, ...], Any]:
+    """Network, what was loaded, notes on that, and example inputs."""
+    source = model_source(config.model)
+    if config.inputs:
+        example = example_inputs(config.inputs)
+        module, description, notes = load_network(source)
+        return module, description, notes, example
+    loaded = load_model(source)
+    image = example_inputs([",".join(map(str, loaded.input_size))])
+    return loaded.module, loaded.description, loaded.warnings, image
 
 
 def _equal_cut(groups: gbn.ChannelGroups, macs: gbn.CostModel, keep: float) -> Mask:

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -76,3 +77,78 @@ def test_missing_file_is_refused_in_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(tmp_path / "none.pt")])
     assert result.exit_code == 2
     assert "does not exist" in result.stderr
+
+
+TWO_INPUTS = """
+import torch
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 3), nn.Linear(5, 8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, image, extra):
+        return {"logits": self.head(self.a(image).relu().mean((2, 3)) * self.b(extra))}
+
+def inputs():
+    return torch.randn(1, 3, 8, 8), torch.randn(1, 5)
+
+def nothing():
+    return None
+"""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import safetensors.torch
+
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "two.py").write_text(TWO_INPUTS)
+    space: dict[str, Any] = {}
+    exec(TWO_INPUTS, space)
+    safetensors.torch.save_file(space["Two"]().state_dict(), folder / "two.safetensors")
+    return folder
+
+
+def inspect_two(two: Path, *sizes: str) -> Result:
+    args = ["inspect", "--arch", f"{two / 'two.py'}:Two", "--json", str(two / "two.safetensors")]
+    for size in sizes:
+        args += ["--input-size", size]
+    return CliRunner().invoke(main, args)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [("3,8,8", "5"), ("extra:5", "image:3,8,8"), ("two.py:inputs",)],
+    ids=["positional", "named", "callable"],
+)
+def test_inputs_of_any_structure(two: Path, sizes: tuple[str, ...]) -> None:
+    given = [f"{two}/{size}" if size.startswith("two.py") else size for size in sizes]
+    result = inspect_two(two, *given)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["num_macs"] == 36 * 27 * 8 + 5 * 8 + 8 * 4
+    assert found["groups"][0]["layers"] == ["a", "b"] and not found["groups"][0]["frozen"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        (("3,8,8", "extra:5"), "name all inputs or none"),
+        (("a:5", "a:6"), "named twice"),
+        (("3,0,8", "5"), "whole numbers above 0"),
+        (("3x8x8",), "is not C,H,W"),
+        (("3,8,8", "x.py:f"), "stands alone"),
+        (("two.py:nothing",), "returned NoneType"),
+        (("3,8,8", "6"), "does not run on the example inputs"),
+    ],
+)
+def test_inputs_that_cannot_be_are_refused_in_one_line(
+    two: Path, sizes: tuple[str, ...], told: str
+) -> None:
+    given = [f"{two}/{size}" if size.startswith("two.py") else size for size in sizes]
+    result = inspect_two(two, *given)
+    assert result.exit_code == 2
+    assert told in result.output and "Traceback" not in result.output

@@ -33,6 +33,18 @@ class _Found:
     notes: list[str] = field(default_factory=list)
 
 
+def load_network(source: ModelSource) -> tuple[nn.Module, str, tuple[str, ...]]:
+    """The network alone, not run: in eval mode, how it was loaded, and what was done beyond that.
+
+    For inputs of any structure; `source.input_size` is not needed. Raises UsageError.
+    """
+    kind = detect_kind(source.path)
+    with import_path(*_code_folders(source)):
+        found = _find(source, kind)
+        notes = [*found.notes, *_convert(found.module)]
+    return found.module, f"{source.path.name}: {found.how}", tuple(notes)
+
+
 def load_model(source: ModelSource) -> LoadedModel:
     """Load, convert and try out the model of `source`.
 
