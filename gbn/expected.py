@@ -40,10 +40,14 @@ class Expected:
             self._known[key] = np.flatnonzero(surviving(rows, self._lost))
         return self._known[key]
 
+    def num_lost(self, rows: Rows) -> int:
+        """How many positions of a dimension with these ids go."""
+        return rows.shape[1] - len(self.kept(rows))
+
     def shapes(self, record: OpRecord, uncut: Shapes | None = None) -> Shapes:
         """Shapes of all outputs; `uncut`: those of a run in which sizes may depend on values."""
         return tuple(
-            tuple(len(self.kept(ids[d])) if d in ids else n for d, n in enumerate(shape))
+            tuple(n - self.num_lost(ids[d]) if d in ids else n for d, n in enumerate(shape))
             for shape, ids in zip(uncut or record.shapes, record.outputs, strict=True)
         )
 
