@@ -10,20 +10,39 @@ from typing import Any
 from torch import Tensor, nn
 
 _TABLES = ("_parameters", "_buffers", "_modules")
+_HOLDERS = (Tensor, list, tuple, dict)
+Held = list[tuple[dict[str, Any], str, Any]]
 
 
-def replace_aliases(model: nn.Module, replaced: Mapping[int, Tensor]) -> None:
-    """Put new tensors in the place of old ones; `replaced` has them by the `id` of the old one."""
+def replace_aliases(model: nn.Module, replaced: Mapping[int, Tensor]) -> Held:
+    """Put new tensors in the place of old ones; `replaced` has them by the `id` of the old one.
+
+    Returns what was held before, for `restore_aliases`.
+    """
+    before: Held = []
     for module in model.modules():
-        for name, value in list(vars(module).items()):
-            if name not in _TABLES:
-                vars(module)[name] = _replaced(value, replaced)
+        held = vars(module)
+        for name, value in held.items():
+            if isinstance(value, _HOLDERS) and name not in _TABLES:
+                new = _replaced(value, replaced)
+                if new is not value:
+                    before.append((held, name, value))
+                    held[name] = new
+    return before
+
+
+def restore_aliases(before: Held) -> None:
+    """Undo `replace_aliases`."""
+    for held, name, value in before:
+        held[name] = value
 
 
 def _replaced(value: Any, replaced: Mapping[int, Tensor]) -> Any:
     """The value itself where it holds none of these tensors."""
     if isinstance(value, Tensor):
         return replaced.get(id(value), value)
+    if not value:
+        return value
     if type(value) in (list, tuple) and any(id(item) in replaced for item in value):
         return type(value)(replaced.get(id(item), item) for item in value)
     if type(value) is dict and any(id(item) in replaced for item in value.values()):

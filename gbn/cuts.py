@@ -12,6 +12,7 @@ import numpy as np
 from gbn.groups import ChannelGroups, Mask
 
 NUM_CUTS = 5
+UNEVEN_CUTS = (0, 4)  # show a whole width that is baked in, whatever it is
 _HALVES = (1, 2)
 _LEAST = 2
 _UNEVEN = {0: 1, 3: -1}

@@ -15,6 +15,14 @@ from gbn.groups import ChannelGroups, surviving
 from gbn.ids import Block, Rows
 from gbn.rules import Facts
 
+# Ops whose results have other sizes than their inputs without taking a part by number.
+_WHOLE = {
+    *("convolution", "_convolution", "addmm", "mm", "bmm", "baddbmm", "linear", "matmul"),
+    *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze"),
+    *("mean", "sum", "amax", "amin", "max", "min", "var_mean", "native_batch_norm", "cat"),
+    *("mul", "add", "sub", "div"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class OpRecord:
@@ -72,6 +80,22 @@ def freeze_fault(
         if rows:
             break
     return reason
+
+
+def takes_parts(records: Sequence[OpRecord], groups: ChannelGroups) -> bool:
+    """Whether an op takes part of a dimension that cuts make smaller, or adds to it.
+
+    Such parts may be told by numbers that agree with a cut by chance. Layers, sums and reshapes
+    are about whole dimensions.
+    """
+    for record in records:
+        if record.op.split(".")[1].rstrip("_") not in _WHOLE:
+            sizes = {(d, rows.shape[1]) for t in record.inputs for d, rows in t.items()}
+            for ids in record.outputs:
+                for d, rows in ids.items():
+                    if (d, rows.shape[1]) not in sizes and _removable(groups, rows):
+                        return True
+    return False
 
 
 def _suspects(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from gbn.aliases import replace_aliases
+from gbn.aliases import Held, replace_aliases, restore_aliases
 from gbn.errors import TraceError
 
 aten = torch.ops.aten
@@ -37,7 +37,7 @@ def without_values(
     """
     held: list[tuple[dict[str, Any], dict[str, Any]]] = []
     made: dict[int, Tensor] = {}
-    real: dict[int, Tensor] = {}
+    aliases: Held = []
     try:
         for path, module in model.named_modules():
             for table in (module._parameters, module._buffers):
@@ -46,13 +46,12 @@ def without_values(
                     if tensor is not None:
                         full = f"{path}.{name}" if path else name
                         if id(tensor) not in made:
-                            twin = _twin(tensor, (shapes or {}).get(full), full)
-                            made[id(tensor)], real[id(twin)] = twin, tensor
+                            made[id(tensor)] = _twin(tensor, (shapes or {}).get(full), full)
                         table[name] = made[id(tensor)]
-        replace_aliases(model, made)
+        aliases = replace_aliases(model, made)
         yield
     finally:
-        replace_aliases(model, real)
+        restore_aliases(aliases)
         for table, tensors in held:
             table.clear()
             table.update(tensors)

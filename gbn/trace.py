@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gbn.cuts import NUM_CUTS, cut
+from gbn.cuts import NUM_CUTS, UNEVEN_CUTS, cut
 from gbn.errors import RuleError, TraceError
-from gbn.faults import Fault, OpRecord, freeze_fault, guesses_near
+from gbn.faults import Fault, OpRecord, freeze_fault, guesses_near, takes_parts
 from gbn.grouping import build_groups
 from gbn.groups import ChannelGroups, Mask
 from gbn.ids import Block
@@ -128,12 +128,13 @@ def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGr
     hard_coded: list[str] = []
     no_guess: set[str] = set()
     groups = build_groups(tracer.facts, model, tracer.unknown)
-    number = rounds = 0
-    while groups.num_atoms and number < NUM_CUTS:
-        faults = trial(groups, cut(groups, number), tracer.records)
+    rounds = 0
+    cuts = list(range(NUM_CUTS) if takes_parts(tracer.records, groups) else UNEVEN_CUTS)
+    while groups.num_atoms and cuts:
+        faults = trial(groups, cut(groups, cuts[0]), tracer.records)
         rounds += 1
         if not faults:
-            number += 1
+            cuts.pop(0)
             continue
         if rounds > _MAX_ROUNDS:
             raise TraceError(
