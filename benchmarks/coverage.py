@@ -8,7 +8,8 @@ network: seconds to build, and whether what it prunes to half of each width stil
 Each network runs in a process of its own, the peer in another, and its outcome is kept under
 bench-runs/coverage, so that the command goes on where it stopped. Writes docs/coverage.md. Options:
 `--no-export` leaves the export out (it takes most of the time), `--only LIBRARY[:NAME]` measures
-one network or one library, `--workers N` measures N networks at a time, each on one thread.
+one network or one library, `--workers N` measures N networks at a time, each on one thread,
+`--retime` measures the times of all anew.
 """
 
 import argparse
@@ -57,10 +58,8 @@ def measure(spec: str, export: bool) -> None:
 
     torch.set_num_threads(1)
     model, example = build(spec)
-    gbn.trace(torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8))  # torch loads some parts late
-    start = time.perf_counter()
     groups = gbn.trace(model, example)
-    _say(trace_s=time.perf_counter() - start, **_counts(groups))
+    _say(**_counts(groups))
     macs = gbn.CostModel.macs(groups)
     whole = macs.total(np.ones(groups.num_atoms, dtype=np.bool_))
     least = gbn.smallest(groups, macs, gbn.PlanSettings()) / whole
@@ -80,6 +79,41 @@ def measure(spec: str, export: bool) -> None:
     _say(kept=kept / whole)
     if export and isinstance(example, torch.Tensor):
         _export(model, small, example)
+
+
+def measure_trace(spec: str) -> None:
+    """Seconds and memory of the trace alone, beside one forward pass of the network."""
+    import torch
+
+    import gbn
+
+    torch.set_num_threads(1)
+    model, example = build(spec)
+    gbn.trace(torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8))  # torch loads some parts late
+    with _PeakMemory() as trace, torch.no_grad():
+        start = time.perf_counter()
+        gbn.trace(model, example)
+        _say(trace_s=time.perf_counter() - start)
+    with _PeakMemory() as forward, torch.no_grad():
+        model(*example) if isinstance(example, tuple) else model(example)
+    _say(trace_mb=trace.mb, forward_mb=forward.mb)
+
+
+class _PeakMemory:
+    """How much the resident memory of this process grows at most inside (Linux)."""
+
+    def __enter__(self) -> "_PeakMemory":
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = self._peak()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.mb = (self._peak() - self._before) / 1024
+
+    @staticmethod
+    def _peak() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def _counts(groups: Any) -> dict[str, Any]:
@@ -197,23 +231,33 @@ def _say(**found: object) -> None:
     print(json.dumps(found, default=float), flush=True)
 
 
-def outcome(spec: str, export: bool) -> dict[str, Any]:
+def outcome(spec: str, export: bool, retime: bool = False) -> dict[str, Any]:
     """What one network came to; measured once and then read from the cache."""
     cached = CACHE / f"{spec.replace(':', '-')}{'' if export else '-no-export'}.json"
     if cached.is_file():
         found: dict[str, Any] = json.loads(cached.read_text())
+        if retime:
+            found |= times(spec)
+            cached.write_text(json.dumps(found))
         return found
     found = {"name": spec}
     found |= _run(["--measure", spec, *([] if export else ["--no-export"])], TIMEOUT_S, None)
-    if (PEERS / "torch_pruning").is_dir():
-        peer = _run(["--measure-peer", spec], PEER_TIMEOUT_S, PEER_BYTES)
-        if "error" in peer and "peer" not in peer:
-            peer["peer"] = peer["error"][:60]
-        found |= {key: value for key, value in peer.items() if key != "error"}
+    found |= times(spec)
     found["result"] = judge(found)
     cached.parent.mkdir(parents=True, exist_ok=True)
     cached.write_text(json.dumps(found))
     return found
+
+
+def times(spec: str) -> dict[str, Any]:
+    """Of the trace and of the peer, one after the other."""
+    found = _run(["--measure-trace", spec], TIMEOUT_S, None)
+    if (PEERS / "torch_pruning").is_dir():
+        peer = _run(["--measure-peer", spec], PEER_TIMEOUT_S, PEER_BYTES)
+        if "error" in peer and "peer" not in peer:
+            peer["peer"] = peer["error"][:60]
+        found |= peer
+    return {key: value for key, value in found.items() if key != "error"}
 
 
 def _run(arguments: list[str], timeout_s: float, max_bytes: int | None) -> dict[str, Any]:
@@ -279,13 +323,24 @@ def document(outcomes: list[dict[str, Any]]) -> str:
     failed = sum(o["result"].startswith("FAILED") for o in outcomes)
     ratios = sorted(o["trace_s"] / o["peer_s"] for o in outcomes if o.get("peer_s"))
     median = f"{ratios[len(ratios) // 2]:.2f}" if ratios else "not measured"
+    exported = [o for o in outcomes if "parity" in o]
+    refused = sum("export_before" in o for o in outcomes)
+    memory = max(
+        (o["trace_mb"] / max(o["forward_mb"], 1.0) for o in outcomes if "trace_mb" in o),
+        default=0.0,
+    )
     return (
         "# Which networks can be pruned\n\n"
         f"Measured by `make bench-coverage` with {measured_with()}.\n\n"
         f"{pruned} of {len(outcomes)} networks were cut to at most {STILL_GOOD:.0%} of their MACs "
         f"with the proof passing, {len(outcomes) - pruned - failed} are limited for a named reason "
         f"and {failed} failed. Tracing and grouping took {median} times as long as the peer's "
-        "graph (Torch-Pruning 1.6.1, median over networks, one run on one thread).\n\n"
+        "graph and groups (Torch-Pruning 1.6.1, median over the networks that it could follow, one "
+        "after the other on one thread), and at most "
+        f"{memory:.1f} times the memory of one forward pass.\n\n"
+        f"{len(exported)} were exported and agree with onnxruntime to "
+        f"{max((o['parity'] for o in exported), default=0.0):.0e} of the largest output at worst; "
+        f"{refused} are more than torch's exporter takes before any pruning.\n\n"
         "Where a network cannot reach 60 % without, its norms over channels may lose some as well "
         "(`--prune-norms`; *pruned, norms too*): they then normalise over what is left, and so "
         "does the reference of the proof.\n\n"
@@ -297,13 +352,18 @@ def main() -> int:
     """Measure all networks; 1 where any failed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--no-export", action="store_true")
+    parser.add_argument("--retime", action="store_true")
     parser.add_argument("--only")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--measure")
+    parser.add_argument("--measure-trace")
     parser.add_argument("--measure-peer")
     options = parser.parse_args()
     if options.measure:
         measure(options.measure, not options.no_export)
+        return 0
+    if options.measure_trace:
+        measure_trace(options.measure_trace)
         return 0
     if options.measure_peer:
         measure_peer(options.measure_peer)
@@ -315,7 +375,9 @@ def main() -> int:
     chosen = [only] if ":" in only else [n for n in names() if n.startswith(only)]
     outcomes = []
     with ThreadPoolExecutor(options.workers) as pool:
-        for found in pool.map(lambda spec: outcome(spec, not options.no_export), chosen):
+        for found in pool.map(
+            lambda spec: outcome(spec, not options.no_export, options.retime), chosen
+        ):
             outcomes.append(found)
             print("  ".join(row(found)), flush=True)
             if not only:
