@@ -12,7 +12,7 @@ import numpy as np
 from gbn.groups import ChannelGroups, Mask
 
 NUM_CUTS = 5
-UNEVEN_CUTS = (0, 4)  # show a whole width that is baked in, whatever it is
+WHOLE_WIDTHS = (0,)  # every group loses some: enough to show the size of a whole width
 _HALVES = (1, 2)
 _LEAST = 2
 _UNEVEN = {0: 1, 3: -1}

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gbn.cuts import NUM_CUTS, UNEVEN_CUTS, cut
+from gbn.cuts import NUM_CUTS, WHOLE_WIDTHS, cut
 from gbn.errors import RuleError, TraceError
 from gbn.faults import Fault, OpRecord, freeze_fault, guesses_near, takes_parts
 from gbn.grouping import build_groups
@@ -129,7 +129,7 @@ def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGr
     no_guess: set[str] = set()
     groups = build_groups(tracer.facts, model, tracer.unknown)
     rounds = 0
-    cuts = list(range(NUM_CUTS) if takes_parts(tracer.records, groups) else UNEVEN_CUTS)
+    cuts = list(range(NUM_CUTS) if takes_parts(tracer.records, groups) else WHOLE_WIDTHS)
     while groups.num_atoms and cuts:
         faults = trial(groups, cut(groups, cuts[0]), tracer.records)
         rounds += 1
