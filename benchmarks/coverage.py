@@ -290,7 +290,7 @@ def _run(arguments: list[str], timeout_s: float, max_bytes: int | None) -> dict[
 
 def judge(found: dict[str, Any]) -> str:
     """In words: pruned, limited (with the commonest reason), or failed."""
-    if "error" in found and "kept" not in found:
+    if "error" in found:
         return f"FAILED: {found['error']}"
     if not found["ok"] or found["vacuous"]:
         return "FAILED: the proof"
@@ -299,8 +299,8 @@ def judge(found: dict[str, Any]) -> str:
     if found["kept"] > STILL_GOOD:
         reason = found["reasons"][0][0] if found["reasons"] else "unknown"
         return f"limited to {found['kept']:.0%}: {reason}"
-    how = "pruned, norms too" if found.get("smallest_with_norms", 1.0) <= STILL_GOOD else "pruned"
-    return how if "error" not in found else f"FAILED: {found['error']}"
+    with_norms = found.get("smallest_with_norms", 1.0) <= STILL_GOOD
+    return "pruned, norms too" if with_norms else "pruned"
 
 
 def row(found: dict[str, Any]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ A choice is any op that makes integers or booleans out of floats. What enters: a
 channels were removed) choose for themselves.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from gbn.distance import distance
-from gbn.rules import tensors_in
+from gbn.rules import numbers_in, tensors_in
 
 aten = torch.ops.aten
+_MADE_ANEW = ("new_", "empty", "zeros", "ones", "full")
 _VALUES_AND_INDICES = {aten.topk: 2, aten.sort: 1, aten.max: 1, aten.min: 1}  # place of `dim`
 
 Shapes = tuple[tuple[int, ...], ...]
@@ -29,9 +31,10 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True)
 class Choice:
-    """What one op chose, the shapes of all that entered it, and the floats that it chose from."""
+    """What one op chose, what it was told, and the floats that it chose from."""
 
     op: str
+    numbers: tuple[int | float, ...]
     shapes: Shapes
     chosen: tuple[Tensor, ...]
     sources: tuple[Tensor, ...]
@@ -55,6 +58,9 @@ def _shapes(tensors: Iterable[Tensor]) -> Shapes:
 
 
 def _chooses(func: Any, inputs: list[Tensor], outputs: list[Tensor]) -> bool:
+    name = func.overloadpacket.__name__
+    if func._schema.is_mutable or name.startswith(_MADE_ANEW) or name.endswith("_like"):
+        return False  # it is given no value to choose by, or writes what was chosen elsewhere
     whole = [not out.is_floating_point() and not out.is_complex() for out in outputs]
     if not any(whole) or not any(tensor.is_floating_point() for tensor in inputs):
         return False
@@ -80,7 +86,8 @@ class NoteChoices(TorchDispatchMode):
         if _chooses(func, inputs, outputs):
             chosen = tuple(t.clone() for t in outputs if not t.is_floating_point())
             sources = tuple(tensor.clone() for tensor in _floats(inputs))
-            self.choices.made.append(Choice(str(func), _shapes(inputs), chosen, sources))
+            numbers = numbers_in((args, kwargs or {}))
+            self.choices.made.append(Choice(str(func), numbers, _shapes(inputs), chosen, sources))
         return out
 
 
@@ -106,13 +113,16 @@ class FollowChoices(TorchDispatchMode):
             return out
         if choice.shapes != _shapes(inputs):
             return out
-        apart = distance(choice.sources, _floats(inputs))
+        told_same = choice.numbers == numbers_in((args, kwargs or {}))
+        # other numbers (a threshold computed from a width) are no rounding: never excused
+        apart = distance(choice.sources, _floats(inputs)) if told_same else math.inf
         self._choices.max_abs_diff = max(self._choices.max_abs_diff, apart)
         own = [t for t in outputs if not t.is_floating_point()]
-        if all(torch.equal(a, b) for a, b in zip(own, choice.chosen, strict=True)):
+        if not told_same or all(map(torch.equal, own, choice.chosen)):
             return out
         self._choices.num_overruled += 1
-        return _as_chosen(func, args, kwargs or {}, out, choice.chosen)
+        chosen = tuple(tensor.clone() for tensor in choice.chosen)  # it may be written into
+        return _as_chosen(func, args, kwargs or {}, out, chosen)
 
 
 def _as_chosen(

@@ -12,7 +12,7 @@ import numpy as np
 from gbn.groups import ChannelGroups, Mask
 
 NUM_CUTS = 5
-WHOLE_WIDTHS = (0,)  # every group loses some: enough to show the size of a whole width
+WHOLE_WIDTHS = (0, 1)  # each group loses some, then half: enough for sizes of whole widths
 _HALVES = (1, 2)
 _LEAST = 2
 _UNEVEN = {0: 1, 3: -1}

@@ -18,7 +18,7 @@ from gbn.rules import Facts
 # Ops whose results have other sizes than their inputs without taking a part by number.
 _WHOLE = {
     *("convolution", "_convolution", "addmm", "mm", "bmm", "baddbmm", "linear", "matmul"),
-    *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "squeeze", "unsqueeze"),
+    *("permute", "transpose", "t", "squeeze", "unsqueeze"),
     *("mean", "sum", "amax", "amin", "max", "min", "var_mean", "native_batch_norm", "cat"),
     *("mul", "add", "sub", "div"),
 }
@@ -83,10 +83,10 @@ def freeze_fault(
 
 
 def takes_parts(records: Sequence[OpRecord], groups: ChannelGroups) -> bool:
-    """Whether an op takes part of a dimension that cuts make smaller, or adds to it.
+    """Whether an op takes part of a dimension that cuts make smaller, splits it, or adds to it.
 
-    Such parts may be told by numbers that agree with a cut by chance. Layers, sums and reshapes
-    are about whole dimensions.
+    Such parts may be told by numbers that agree with a cut by chance (a minimum, a half, rounded).
+    Layers and sums are about whole dimensions.
     """
     for record in records:
         if record.op.split(".")[1].rstrip("_") not in _WHOLE:

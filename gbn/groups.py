@@ -53,7 +53,8 @@ class MacOp:
 class GateSite:
     """Tensors (state-dict name, dim) that one vector of gates multiplies, one gate a channel.
 
-    Setting gate c to zero makes the site's output channel c zero, bias included.
+    Setting gate c to zero makes the site's output channel c zero, bias included; a gate along a
+    weight's inputs makes it read nothing of channel c.
     """
 
     name: str

@@ -9,6 +9,7 @@ comparison is repeated with random values in place of zero parameters.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,9 +95,7 @@ def _compare(model: nn.Module, plan: PrunePlan, small: nn.Module, example_inputs
             if dtype is torch.float32:
                 raise
             continue  # a forward that casts to float32 itself cannot be run in float64
-        before = replace(choices)
-        with FollowChoices(before):
-            original = outputs_of(copy.deepcopy(model).to(dtype), inputs)
+        effect = _effect(copy.deepcopy(model).to(dtype), inputs, reference, replace(choices))
         try:
             with FollowChoices(choices):
                 result = outputs_of(copy.deepcopy(small).to(dtype), inputs)
@@ -105,11 +104,21 @@ def _compare(model: nn.Module, plan: PrunePlan, small: nn.Module, example_inputs
         return Proof(
             max_abs_diff=max(distance(reference, result), choices.max_abs_diff),
             tolerance=_TOLERANCE[dtype],
-            effect=max(distance(reference, original), before.max_abs_diff),
+            effect=effect,
             dtype=str(dtype).removeprefix("torch."),
             num_overruled=choices.num_overruled,
         )
     raise AssertionError("float32 is always tried")
+
+
+def _effect(original: nn.Module, inputs: Any, reference: list[Tensor], choices: Choices) -> float:
+    """How far the gates moved the outputs; infinite where these are no longer comparable."""
+    try:
+        with FollowChoices(choices):
+            outputs = outputs_of(original, inputs)
+        return max(distance(reference, outputs), choices.max_abs_diff)
+    except (ProofFailed, TraceError):
+        return math.inf
 
 
 def reference_outputs(

@@ -24,7 +24,7 @@ from gbn.expected import Expected, place_of, place_of_error
 from gbn.faults import Fault, OpRecord
 from gbn.groups import ChannelGroups, Mask
 from gbn.prune_plan import SizeChange
-from gbn.rules import tensors_in
+from gbn.rules import numbers_in, tensors_in
 from gbn.rules.elementwise import is_elementwise
 from gbn.running import FORWARD_ERRORS, run_model, tracing_mode
 from gbn.shapes_only import execute, inputs_without_values, without_values
@@ -33,6 +33,8 @@ from gbn.surgery import set_sizes
 _SLICE, _ALIAS, _PAD = "aten.slice.Tensor", "aten.alias.default", "aten.constant_pad_nd.default"
 _CLONE = "aten.clone.default"  # left out where a narrower tensor is contiguous as it is
 _VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten._reshape_alias.default"}
+_CONVOLUTIONS = ("convolution", "_convolution")
+_WINDOWS = ("max_pool", "avg_pool", "roll", "unfold", "im2col", "cumsum", "pixel_", "glu")
 _MAX_VALUES = 64
 
 
@@ -69,22 +71,6 @@ class CutNetwork:
                 old=size.old,
                 new=self._counts[size.dim],
             )
-
-
-def numbers_in(value: Any) -> tuple[int | float, ...]:
-    """Ints and floats in nested arguments, in order."""
-    return tuple(_numbers(value))
-
-
-def _numbers(value: Any) -> Iterator[int | float]:
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from _numbers(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _numbers(item)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield value
 
 
 def values_of(outputs: Iterable[Tensor]) -> tuple[object, ...]:
@@ -193,6 +179,11 @@ class _Watch(TorchDispatchMode):
         if record.op == _PAD:
             return self._pad_agrees(record, args)
         now = numbers_in((args, kwargs))
+        name = record.op.split(".")[1].rstrip("_")
+        if name in _CONVOLUTIONS:
+            return now[:-1] == record.numbers[:-1]  # the last are the groups, which may follow
+        if name.startswith(_WINDOWS):
+            return now == record.numbers
         if not is_elementwise(func):
             was = tuple(n for n in record.numbers if isinstance(n, float))
             now = tuple(n for n in now if isinstance(n, float))

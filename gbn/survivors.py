@@ -16,12 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from gbn.errors import ProofFailed
 from gbn.prune_plan import PrunePlan, SurvivingStatistics
 
 aten = torch.ops.aten
+_LAYER_NORMS = {aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm}
+_NORMS = _LAYER_NORMS | {
+    *(aten.native_group_norm, aten.native_batch_norm, aten._native_batch_norm_legit),
+    *(aten.cudnn_batch_norm, aten.miopen_batch_norm),
+}
 
 
 @contextlib.contextmanager
@@ -67,7 +71,11 @@ class _Survivors(TorchDispatchMode):
             )
         kept = {axis: torch.tensor(k, device=x.device) for axis, k in use.kept.items()}
         out = func(*_selected(func, args, kept), **(kwargs or {}))
-        return tree_map(lambda value: _spread(value, x, kept), out)
+        if func.overloadpacket not in _NORMS:
+            return out
+        if isinstance(out, Tensor):
+            return _spread(out, x, kept)
+        return type(out)((_spread(out[0], x, kept), *out[1:]))
 
 
 def _selected(func: Any, args: tuple[Any, ...], kept: dict[int, Tensor]) -> list[Any]:
@@ -77,18 +85,16 @@ def _selected(func: Any, args: tuple[Any, ...], kept: dict[int, Tensor]) -> list
     for axis, index in kept.items():
         small = small.index_select(axis, index)
     packet = func.overloadpacket
-    if packet in (aten.native_layer_norm, aten.rms_norm, aten._fused_rms_norm):
+    if packet in _LAYER_NORMS:
         first = x.ndim - len(rest[0])
         rest[0] = list(small.shape[first:])
         inner = {axis - first: index for axis, index in kept.items()}
         rest = [_part(v, inner) if isinstance(v, Tensor) else v for v in rest]
     elif packet is aten.native_group_norm:
-        # weight, bias, N, C, H * W, groups, epsilon
+        # weight, bias, N, C, H * W, groups, epsilon; each group loses equally many
         inner = {0: kept[1]} if 1 in kept else {}
         rest[:2] = [_part(v, inner) if isinstance(v, Tensor) else v for v in rest[:2]]
         rest[3], rest[4] = small.shape[1], small[0, 0].numel()
-        if 1 in kept and rest[5] == x.shape[1]:
-            rest[5] = small.shape[1]
     return [small, *rest]
 
 
@@ -98,13 +104,10 @@ def _part(tensor: Tensor, kept: dict[int, Tensor]) -> Tensor:
     return tensor
 
 
-def _spread(value: Any, x: Tensor, kept: dict[int, Tensor]) -> Any:
-    """An output with the sizes of the surviving input, with zeros for the others."""
-    if not isinstance(value, Tensor) or value.ndim != x.ndim:
-        return value
+def _spread(normed: Tensor, x: Tensor, kept: dict[int, Tensor]) -> Tensor:
+    """A normed tensor in the sizes of the op's input, with zeros for what is removed."""
     for axis, index in kept.items():
-        if value.shape[axis] == len(index) and len(index) != 1:
-            shape = list(value.shape)
-            shape[axis] = x.shape[axis]
-            value = value.new_zeros(shape).index_copy(axis, index, value)
-    return value
+        shape = list(normed.shape)
+        shape[axis] = x.shape[axis]
+        normed = normed.new_zeros(shape).index_copy(axis, index, normed)
+    return normed

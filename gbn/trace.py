@@ -31,7 +31,7 @@ from gbn.grouping import build_groups
 from gbn.groups import ChannelGroups, Mask
 from gbn.ids import Block
 from gbn.proof import randomised
-from gbn.rules import Dead, Facts, Info, OpCall, rule_of, tensors_in
+from gbn.rules import Dead, Facts, Info, OpCall, numbers_in, rule_of, tensors_in
 from gbn.rules.elementwise import elementwise, is_elementwise
 from gbn.running import (
     FORWARD_ERRORS,
@@ -42,8 +42,8 @@ from gbn.running import (
     run_model,
     tracing_mode,
 )
-from gbn.shape_trial import CutNetwork, find_shape_faults, numbers_in, values_of
-from gbn.shapes_only import ValuesNeeded, execute, inputs_without_values, without_values
+from gbn.shape_trial import CutNetwork, find_shape_faults, values_of
+from gbn.shapes_only import execute, inputs_without_values, without_values
 from gbn.trial import find_fault
 
 _INFO = "_gbn_info"
@@ -72,20 +72,14 @@ def trace(
 
     Raises TraceError when the model does not run on the inputs or a pattern matches no module.
     """
-    with _no_collection():
-        return _trace(model, example_inputs, freeze, prune_norms)
-
-
-def _trace(
-    model: nn.Module, example_inputs: Any, freeze: Sequence[str], prune_norms: bool
-) -> ChannelGroups:
     refuse_untraceable(model)
     try:
-        with without_values(model):
+        with _no_collection(), without_values(model):
             meta = inputs_without_values(example_inputs)
             tracer = _follow(model, meta, freeze, prune_norms)
-        return _after_trials(tracer, model, partial(_trial_of_shapes, model, example_inputs))
-    except (ValuesNeeded, RuleError, TraceError):
+        with _no_collection():
+            return _after_trials(tracer, model, partial(_trial_of_shapes, model, example_inputs))
+    except (RuleError, TraceError):
         tracer = _follow(model, example_inputs, freeze, prune_norms)
     return _after_trials(tracer, model, partial(_trial_with_values, model, example_inputs))
 

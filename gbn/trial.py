@@ -68,11 +68,11 @@ def find_fault(
         dtype, inputs = torch.float32, example_inputs
         gated = gate_to_zero(model, plan)
         reference, choices = reference_outputs(gated, plan, inputs)
-    with FollowChoices(choices):
-        result = outputs_of(small.to(dtype), inputs)
     try:
+        with FollowChoices(choices):
+            result = outputs_of(small.to(dtype), inputs)
         off = max(distance(reference, result), choices.max_abs_diff)
-    except ProofFailed:
+    except (ProofFailed, TraceError):
         off = math.inf
     if off <= (1e-6 if dtype is torch.float64 else 1e-4):
         return None

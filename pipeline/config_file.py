@@ -7,6 +7,7 @@ text that cannot be read.
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -169,7 +170,7 @@ def inspect_request(options: Mapping[str, Any]) -> InspectConfig:
     """The `InspectConfig` of option values; raises UsageError as `build_config` does."""
     given = {name: value for name, value in options.items() if value is not None}
     inputs = tuple(given.pop("input_size", ()))
-    if len(inputs) == 1 and inputs[0].replace(",", "").isdecimal():
+    if len(inputs) == 1 and re.fullmatch(r"\d+,\d+,\d+", inputs[0]):
         given["input_size"] = inputs[0]
         inputs = ()
     return InspectConfig(

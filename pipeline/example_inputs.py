@@ -57,9 +57,10 @@ def _from_callable(text: str) -> Any:
         inputs = factory()
     except FOREIGN_ERRORS as error:
         raise UsageError(f"{_OPTION} {text}: calling it fails: {one_line(error)}") from error
-    if not isinstance(inputs, torch.Tensor | tuple | dict) or not len(inputs):
+    tensor = isinstance(inputs, torch.Tensor) and inputs.ndim > 0
+    if not tensor and not (isinstance(inputs, tuple | list | dict) and inputs):
         raise UsageError(
             f"{_OPTION} {text}: returned {type(inputs).__name__}; return a tensor, a tuple of "
             "positional or a dict of keyword arguments, at batch 1"
         )
-    return inputs
+    return tuple(inputs) if isinstance(inputs, list) else inputs

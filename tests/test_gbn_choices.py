@@ -83,3 +83,61 @@ def test_a_run_that_goes_another_way_chooses_for_itself():
     with FollowChoices(notes.choices):
         assert (-x).argmax() == 1 and (-x).topk(1)[1] == 1
     assert notes.choices.num_overruled == 0
+
+
+class ChoosesAlone(nn.Module):
+    """Only numbers of positions leave it: what they are chosen from is seen nowhere else."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scores = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 9, 1)
+
+    def forward(self, x):
+        return self.scores(F.relu(self.inner(x))).mean((2, 3)).topk(3)[1]
+
+
+def test_what_is_chosen_from_is_compared_where_only_the_choice_leaves(randomised):
+    model = randomised(ChoosesAlone())
+    groups = gbn.trace(model, X)
+    plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.5)
+    small = gbn.prune(model, plan)
+    assert gbn.prove(model, plan, small, X).ok
+    with torch.no_grad():
+        small.scores.weight += 0.1 * torch.randn_like(small.scores.weight)
+    assert not gbn.prove(model, plan, small, X).ok
+
+
+def test_a_threshold_computed_from_a_width_is_not_taken_for_rounding(randomised, group_of):
+    class Threshold(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.h = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 2, 1)
+
+        def forward(self, x):
+            f = self.b(self.a(x).relu()).relu()
+            y = self.h(f).flatten(2)[0].t()
+            assert int(y.sum()) > -(10**9)  # it reads a value: the trial runs with values
+            return y.softmax(1) > 1 / f.shape[1] ** 0.5
+
+    groups = gbn.trace(randomised(Threshold()), X)
+    assert group_of(groups, "b").frozen and groups.hard_coded
+
+
+def test_labels_that_are_counted_up_in_place_are_still_compared(prune_and_prove):
+    class Labels(ChoosesAlone):
+        def forward(self, x):
+            scores = self.scores(F.relu(self.inner(x))).mean((2, 3))
+            labels = scores.argmax(1)
+            labels += 1
+            return scores, labels
+
+    prune_and_prove(Labels(), X)
+
+
+def test_more_boxes_in_the_original_than_in_the_cut_network_are_no_failure(prune_and_prove):
+    class Counts(ChoosesAlone):
+        def forward(self, x):
+            scores = self.scores(F.relu(self.inner(x))).mean((2, 3))[0]
+            return scores[: max(int(scores.abs().sum() * 3) % 9, 1)]
+
+    prune_and_prove(Counts(), X)

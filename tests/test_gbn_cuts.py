@@ -91,3 +91,33 @@ def test_the_cuts_take_every_atom_and_leave_every_width_something(randomised):
     for group in groups.groups:
         taken = {int((~alive[list(group.atoms)]).sum()) for alive in masks}
         assert group.frozen or any(0 < n < len(group.atoms) for n in taken)
+
+
+def test_a_split_bounded_by_a_number_is_frozen(randomised):
+    class Bounded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.h = nn.Conv2d(3, 64, 3), nn.Conv2d(64, 5, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            n, c, h, w = y.shape
+            y = y.view(n, min(c, 32), c // min(c, 32), h, w) * 2
+            return self.h(F.relu(y.view(n, c, h, w)))
+
+    assert survives_every_cut(randomised(Bounded()), X).hard_coded
+
+
+def test_a_width_that_is_also_a_kernel_is_not_changed(randomised):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.k = 5
+            self.a, self.h = nn.Conv2d(3, 5, 3), nn.Conv2d(5, 4, 1)
+
+        def forward(self, x):
+            y = self.a(x)
+            y = y.view(y.shape[0], self.k, *y.shape[2:])
+            return self.h(F.max_pool2d(y, self.k, 1, self.k // 2))
+
+    survives_every_cut(randomised(Pooled()), X)

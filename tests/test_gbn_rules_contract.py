@@ -348,6 +348,7 @@ def test_a_recurrent_layer_is_cut_with_the_list_of_its_weights(prune_and_prove):
             return self.last(self.lstm(F.relu(self.embed(x)))[0])
 
     result = prune_and_prove(Recurrent(), torch.randn(2, 3, 5))
+    assert result.model.lstm._flat_weights[0] is result.model.lstm.weight_ih_l0  # after the trace
     assert result.small.lstm._flat_weights[0] is result.small.lstm.weight_ih_l0
     assert result.small.embed.out_features == result.small.lstm.input_size
 

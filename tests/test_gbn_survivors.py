@@ -1,5 +1,6 @@
 """Norms over channels that lose some: the reference takes their statistics over what is left."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -142,3 +143,26 @@ def test_another_network_than_the_plan_was_made_for_is_refused(randomised):
     model.norms[1].forward = lambda x: x
     with pytest.raises(gbn.GbnError, match="native_layer_norm"):
         gbn.prove(model, plan, small, X)
+
+
+def test_a_normed_width_of_one_is_right(randomised):
+    model = randomised(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)))
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(2))
+    groups = gbn.trace(model, x, prune_norms=True)
+    alive = np.array([True, False, False, False])
+    plan = gbn.PrunePlan.of(groups, alive)
+    proof = gbn.prove(model, plan, gbn.prune(model, plan), x)
+    assert proof.ok, proof
+
+
+def test_channels_that_only_a_mean_reads_are_gated_where_they_are_made(randomised):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.h = nn.Conv2d(3, 16, 3), nn.Conv2d(1, 2, 1)
+
+        def forward(self, x):
+            return self.h(self.a(x).relu().mean(1, keepdim=True))
+
+    groups = gbn.trace(randomised(Attention()), X, prune_norms=True)
+    assert [site.key for site in groups.gates] == ["a.weight"]

@@ -204,6 +204,22 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def numbers_in(value: Any) -> tuple[int | float, ...]:
+    """Ints and floats in nested arguments, in order."""
+    return tuple(_numbers(value))
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _numbers(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _numbers(item)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
 def fixed(size: int) -> Rows:
     """Ids of a dimension that can never be removed."""
     return np.full((1, size), FIXED, dtype=np.int64)

@@ -98,7 +98,8 @@ def _consume(
     if own is None or weight is None or call.facts.space.stays(own):
         return
     w, summed = weight
-    if not _vanishes(info.dead) and _gate_input(call, w, w.ids.get(summed)):
+    known = not isinstance(info.dead, float) or math.isfinite(info.dead)  # inf times 0 is no 0
+    if known and not _vanishes(info.dead) and _gate_input(call, w, w.ids.get(summed)):
         return
     if not _vanishes(info.dead) and _vanishes(w.dead):
         call.gate(w.dead)  # a computed weight, zero where its own channels are removed

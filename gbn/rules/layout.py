@@ -301,8 +301,10 @@ def _index_put(call: OpCall) -> None:
         met = _meet_all(call, rows, x.shape[dim])
         if met is not None:
             ids[dim] = met
-    whole = values.numel() > 1 and source.ids
-    call.set(Info(ids, join_dead([target.dead, source.dead]) if whole else None))
+    # a value written over removable positions that has none itself is no zero there
+    given = {d + shift for d in source.ids if values.shape[d] > 1}
+    known = all(d in given or call.facts.space.stays(rows) for d, rows in ids.items())
+    call.set(Info(ids, join_dead([target.dead, source.dead]) if known else None))
 
 
 def _indexed(indices: Sequence[Tensor | None]) -> list[int]:

@@ -235,7 +235,8 @@ def _reduction(call: OpCall) -> None:
         dead = 0.0 if isinstance(dead, frozenset) or dead == 0.0 else None
     elif over and packet in _STATISTICS:
         # What is left does not depend on what is removed here; along other dimensions zeros stay.
-        call.over_channels(info, over)
+        if call.over_channels(info, over):
+            call.gate(dead)  # nothing else may read them, and scores come from gates
         dead = dead if dead == 0.0 or isinstance(dead, frozenset) else None
     elif over:
         call.freeze(info, over, "is reduced over channels")
