@@ -145,13 +145,29 @@ def _in_place(x: Tensor, *_: Any) -> Tensor:
     return x
 
 
-def _same_shape(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+def _same_shape(x: Tensor, *_: Any, **_options: Any) -> Tensor | None:
+    return torch.empty_like(x) if x.is_floating_point() else None
 
 
 _SHORT: dict[Any, Callable[..., Any]] = {
     aten.addmm.default: _addmm,
-    aten.hardtanh_.default: _in_place,
+    # torch computes the shapes of these by running their definitions: milliseconds each
+    **dict.fromkeys(
+        (
+            *(aten.hardtanh_.default, aten.hardswish_.default, aten.hardsigmoid_.default),
+            *(aten.silu_.default, aten.relu_.default, aten.leaky_relu_.default, aten.elu_.default),
+        ),
+        _in_place,
+    ),
+    **dict.fromkeys(
+        (
+            *(aten.hardtanh.default, aten.hardswish.default, aten.hardsigmoid.default),
+            *(aten.silu.default, aten.relu.default, aten.gelu.default, aten.sigmoid.default),
+            *(aten.leaky_relu.default, aten.elu.default, aten.clamp.default, aten.tanh.default),
+            *(aten.mul.Scalar, aten._softmax.default),
+        ),
+        _same_shape,
+    ),
     aten.roll.default: _same_shape,
     aten._safe_softmax.default: _same_shape,
     aten.convolution.default: _convolution,
