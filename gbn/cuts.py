@@ -9,12 +9,11 @@ from collections import Counter
 
 import numpy as np
 
-from gbn.groups import ChannelGroups, Mask
+from gbn.groups import LEAST_WIDTH, ChannelGroups, Mask
 
 NUM_CUTS = 5
 WHOLE_WIDTHS = (0, 1)  # each group loses some, then half: enough for sizes of whole widths
 _HALVES = (1, 2)
-_LEAST = 2
 _UNEVEN = {0: 1, 3: -1}
 
 
@@ -68,8 +67,8 @@ def _revive(groups: ChannelGroups, alive: Mask, generator: np.random.Generator) 
     Torch leaves out ops on a dimension of 1 (a copy, a view), which says nothing about the forward.
     """
     least = np.ones(len(groups.dims), dtype=np.int64)
-    for dim in _own_widths(groups):
-        least[dim] = min(_LEAST, groups.dims[dim].size)
+    for dim in groups.own_widths:
+        least[dim] = min(LEAST_WIDTH, groups.dims[dim].size)
     while True:
         narrow = np.flatnonzero(groups.counts(alive) < least)
         if not len(narrow):
@@ -77,10 +76,3 @@ def _revive(groups: ChannelGroups, alive: Mask, generator: np.random.Generator) 
         dim = groups.dims[narrow[0]]
         gone = np.unique(dim.positions[~alive[dim.atoms]])
         alive[dim.atoms[dim.positions == generator.choice(gone)]] = True
-
-
-def _own_widths(groups: ChannelGroups) -> set[int]:
-    """Dims of tensors and of products; the others are parts that a forward takes of them."""
-    return {dim for dims in groups.tensors.values() for dim in dims.values()} | {
-        dim for op in groups.mac_ops for dim in op.dims
-    }

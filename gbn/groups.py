@@ -20,6 +20,9 @@ from gbn.ids import FIXED, Rows
 
 Mask = npt.NDArray[np.bool_]
 
+LEAST_WIDTH = 2
+"""No width is cut to 1: there a squeeze, a broadcast or an op that torch leaves out is another."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dim:
@@ -163,6 +166,12 @@ class ChannelGroups:
     def position_dim(self) -> npt.NDArray[np.int64]:
         """(total positions,): the dim that each row of `incidence` belongs to."""
         return np.repeat(np.arange(len(self.dims)), np.diff(self.offsets))
+
+    @cached_property
+    def own_widths(self) -> frozenset[int]:
+        """Dims of tensors and of products; the others are parts that a forward takes of them."""
+        of_tensors = {dim for dims in self.tensors.values() for dim in dims.values()}
+        return frozenset(of_tensors | {dim for op in self.mac_ops for dim in op.dims})
 
     def counts(self, alive: Mask) -> npt.NDArray[np.int64]:
         """Surviving size of each dim, shape (num_dims,). `alive`: (num_atoms,)."""

@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from gbn.cost import CostModel, positions_lost
 from gbn.errors import UnreachableTarget
-from gbn.groups import ChannelGroups, Mask
+from gbn.groups import LEAST_WIDTH, ChannelGroups, Mask
 from gbn.prune_plan import PrunePlan
 from gbn.scores import Scores, Values
 
@@ -29,7 +29,8 @@ class PlanSettings:
 
     `multiple`: widths are cut to multiples of this (1: any width). `auto` takes the largest of
     8, 4, 2, 1 that is at most an eighth of the width: fine enough to choose by score, coarse
-    enough for vector units. `min_channels` and `min_share`: what each width keeps at least.
+    enough for vector units. `min_channels` and `min_share`: what each width keeps at least;
+    two channels in any case.
     """
 
     multiple: int | str = 1
@@ -134,7 +135,9 @@ class _Search:
         self._lost = (positions_lost(groups, self.alive) @ member).tocsc()
         sizes = np.array([dim.size for dim in groups.dims], dtype=np.int64)
         least = np.maximum(settings.min_channels, np.ceil(settings.min_share * sizes - 1e-9))
-        self._least = np.minimum(sizes, np.maximum(least, 1))
+        narrowest = np.ones(len(sizes), dtype=np.int64)
+        narrowest[list(groups.own_widths)] = LEAST_WIDTH
+        self._least = np.minimum(sizes, np.maximum(least, narrowest))
         self._counts = groups.counts(self.alive).astype(np.float64)
 
     def _per_bundle(self, per_atom: Values) -> Values:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
-from gbn.errors import TraceError
+from gbn.errors import GbnError, TraceError
 
 _CONTAINERS = (dict, list, OrderedDict, set)
 _PLAIN = (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device)
@@ -33,6 +33,10 @@ FORWARD_ERRORS = (
 )
 
 
+class WatchEnded(Exception):  # noqa: N818 - ends a watched run, is no failure
+    """Raised by those who watch a run, to end it."""
+
+
 def run_model(model: nn.Module, example_inputs: Any) -> Any:
     """Call the model with a tensor, a tuple of positional or a mapping of keyword arguments.
 
@@ -45,7 +49,9 @@ def run_model(model: nn.Module, example_inputs: Any) -> Any:
         if isinstance(example_inputs, tuple | list):
             return model(*example_inputs)
         return model(example_inputs)
-    except FORWARD_ERRORS as error:
+    except (GbnError, WatchEnded):
+        raise
+    except Exception as error:  # a forward may check its sizes and raise what its author chose
         text = " ".join(str(error).split())[:300]
         raise TraceError(
             f"the model does not run on the example inputs: {type(error).__name__}: {text}"

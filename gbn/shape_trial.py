@@ -26,7 +26,7 @@ from gbn.groups import ChannelGroups, Mask
 from gbn.prune_plan import SizeChange
 from gbn.rules import numbers_in, tensors_in
 from gbn.rules.elementwise import is_elementwise
-from gbn.running import FORWARD_ERRORS, run_model, tracing_mode
+from gbn.running import FORWARD_ERRORS, WatchEnded, output_tensors, run_model, tracing_mode
 from gbn.shapes_only import execute, inputs_without_values, without_values
 from gbn.surgery import set_sizes
 
@@ -45,6 +45,7 @@ class CutNetwork:
     groups: ChannelGroups
     alive: Mask
     records: list[OpRecord]
+    returned: list[tuple[int, ...]]
 
     @cached_property
     def _counts(self) -> list[int]:
@@ -91,19 +92,20 @@ def find_shape_faults(model: nn.Module, network: CutNetwork, example_inputs: Any
         set_sizes(model, network.sizes())
         try:
             with watch:
-                run_model(model, inputs)
+                outputs = run_model(model, inputs)
         except _Stopped:
             pass
         except TraceError as error:
             if not watch.faults:
                 watch.faults[""] = Fault(watch.last, None, place_of_error(error))
         else:
-            if watch.next < len(network.records) and not watch.faults:
+            whole = [tuple(output.shape) for output in output_tensors(outputs)] == network.returned
+            if not watch.faults and (watch.next < len(network.records) or not whole):
                 watch.faults[""] = Fault(watch.last, None, "the end of the forward")
     return list(watch.faults.values())
 
 
-class _Stopped(Exception):  # noqa: N818 - ends a watched run, is no failure
+class _Stopped(WatchEnded):
     """The run took another way than the record: what follows cannot be compared."""
 
 

@@ -105,7 +105,8 @@ def _set_size(model: nn.Module, change: SizeChange) -> None:
     value = getattr(module, change.attribute)
     items = list(value)
     items[change.index] = change.new
-    setattr(module, change.attribute, type(value)(items))
+    named = getattr(type(value), "_make", type(value))
+    setattr(module, change.attribute, named(items))
 
 
 def _refresh_sizes(module: nn.Module) -> None:

@@ -78,7 +78,9 @@ def trace(
             meta = inputs_without_values(example_inputs)
             tracer = _follow(model, meta, freeze, prune_norms)
         with _no_collection():
-            return _after_trials(tracer, model, partial(_trial_of_shapes, model, example_inputs))
+            return _after_trials(
+                tracer, model, partial(_trial_of_shapes, model, example_inputs, tracer.returned)
+            )
     except (RuleError, TraceError):
         tracer = _follow(model, example_inputs, freeze, prune_norms)
     return _after_trials(tracer, model, partial(_trial_with_values, model, example_inputs))
@@ -107,7 +109,9 @@ def _follow(
         tracer.facts.prune_norms = prune_norms
         with tracer:
             outputs = run_model(model, example_inputs)
-        for output in output_tensors(outputs):
+        returned = output_tensors(outputs)
+        tracer.returned = [tuple(output.shape) for output in returned]
+        for output in returned:
             for rows in tracer.lookup(output).ids.values():
                 tracer.facts.space.freeze(rows, "is a model output")
         _freeze_matching(tracer, model, freeze)
@@ -148,9 +152,14 @@ def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGr
 
 
 def _trial_of_shapes(
-    model: nn.Module, inputs: Any, groups: ChannelGroups, alive: Mask, records: list[OpRecord]
+    model: nn.Module,
+    inputs: Any,
+    returned: list[tuple[int, ...]],
+    groups: ChannelGroups,
+    alive: Mask,
+    records: list[OpRecord],
 ) -> list[Fault]:
-    return find_shape_faults(model, CutNetwork(groups, alive, records), inputs)
+    return find_shape_faults(model, CutNetwork(groups, alive, records, returned), inputs)
 
 
 def _trial_with_values(
@@ -168,6 +177,7 @@ class Tracer(TorchDispatchMode):
         self.facts = Facts()
         self.unknown: dict[str, set[str]] = {}
         self.records: list[OpRecord] = []
+        self.returned: list[tuple[int, ...]] = []  # shapes
         self._visits = visits
         self._top = Visit("", type(model))
         self._known: dict[int, Info] = {}

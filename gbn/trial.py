@@ -25,7 +25,7 @@ from gbn.groups import ChannelGroups, Mask
 from gbn.proof import cast_floats, gate_to_zero, outputs_of, reference_outputs
 from gbn.prune_plan import PrunePlan
 from gbn.rules import tensors_in
-from gbn.running import run_model, tracing_mode
+from gbn.running import WatchEnded, run_model, tracing_mode
 from gbn.surgery import prune
 from gbn.survivors import survivor_statistics
 
@@ -81,7 +81,7 @@ def find_fault(
     return _first_difference(sums, _sums_of(small, inputs, records, None), records)
 
 
-class _Disagreement(Exception):  # noqa: N818 - ends a watched run, is no failure
+class _Disagreement(WatchEnded):
     """Stops a watched run at the first op that is not as expected."""
 
 

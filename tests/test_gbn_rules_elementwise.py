@@ -310,3 +310,44 @@ def test_a_write_through_a_view_reaches_what_it_is_a_view_of(write, gate, random
     groups = gbn.trace(randomised(Writes((), 1.0)), X)
     assert groups.num_atoms == 8
     assert [site.key for site in groups.gates] == [gate]
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda y: torch.log(y.abs()),
+        lambda y: 1 / y,
+        lambda y: y * y.abs().log(),
+        lambda y: (y * y).rsqrt(),
+        lambda y: y / y.std((2, 3), keepdim=True),
+        lambda y: y / y.abs(),
+        lambda y: torch.addcdiv(y, y, y.abs()),
+    ],
+    ids=["log", "reciprocal", "entropy", "rsqrt", "standardised", "sign", "addcdiv"],
+)
+def test_what_makes_a_gated_zero_infinite_freezes(op, group_of):
+    """No gate behind it can make 0 / 0 a zero again."""
+
+    class Net(Activated):
+        def forward(self, x):
+            return self.last(op(self.stem(x)))
+
+    assert group_of(gbn.trace(Net(None), X), "stem.0").frozen
+
+
+def test_positions_are_no_values(prune_and_prove):
+    class Net(Activated):
+        def forward(self, x):
+            return self.last(F.max_pool2d(self.stem(x), 2, return_indices=True)[1].float() / 100)
+
+    result = prune_and_prove(Net(None), X)
+    assert [site.key for site in result.groups.gates if not site.is_norm] == ["last.weight[1]"]
+
+
+def test_random_numbers_for_each_channel_freeze_them(group_of):
+    class Net(Activated):
+        def forward(self, x):
+            y = self.stem(x)
+            return self.last(y + 0.1 * torch.randn_like(y))
+
+    assert group_of(gbn.trace(Net(None), X), "stem.0").frozen

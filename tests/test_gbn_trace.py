@@ -1,5 +1,6 @@
 """Tracing leaves the model as it was, takes any inputs, and says what it cannot follow."""
 
+import collections
 import copy
 
 import pytest
@@ -327,3 +328,59 @@ def test_freeze_knows_every_name_of_a_shared_module():
             f"matched by --freeze {name}",
             "is a model output",
         }
+
+
+@pytest.mark.parametrize(
+    "last",
+    [copy.deepcopy, nn.Parameter, lambda y: y.as_subclass(type("Own", (torch.Tensor,), {}))],
+    ids=["deepcopy", "parameter", "subclass"],
+)
+def test_what_the_model_returns_keeps_its_size_whatever_object_it_is(last):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.h = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)
+
+        def forward(self, x):
+            return last(self.h(self.a(x)))
+
+    groups = gbn.trace(Net(), torch.randn(1, 3, 8, 8))
+    assert all("h" not in group.layers or group.frozen for group in groups.groups)
+
+
+def test_a_forward_that_checks_its_widths_with_an_exception_of_its_own_is_frozen():
+    class WidthError(Exception):
+        pass
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.h = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)
+
+        def forward(self, x):
+            y = self.a(x)
+            if y.shape[1] != 8:
+                raise WidthError(y.shape)
+            return self.h(y)
+
+    groups = gbn.trace(Net(), torch.randn(1, 3, 8, 8))
+    assert groups.num_atoms == 0 and groups.hard_coded
+
+
+def test_sizes_in_a_named_tuple_follow():
+    Sizes = collections.namedtuple("Sizes", "heads dim")
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sizes = Sizes(3, 4)
+            self.a, self.h = nn.Conv2d(3, 12, 3), nn.Linear(12, 5)
+
+        def forward(self, x):
+            y = self.a(x).view(x.shape[0], self.sizes.heads, self.sizes.dim, -1).mean(-1)
+            return self.h(y.flatten(1))
+
+    model = Net()
+    groups = gbn.trace(model, torch.randn(1, 3, 8, 8))
+    plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.7)
+    assert isinstance(gbn.prune(model, plan).sizes, Sizes)

@@ -23,6 +23,7 @@ from gbn.ids import FIXED, IdSpace, Rows
 
 Raw = frozenset[int]  # starts of the blocks of parameters that could be gated
 Dead = float | Raw | None
+NOT_FINITE = float("nan")  # the dead value of 0 / 0: no gate behind it makes that zero
 
 
 @dataclass(frozen=True)
@@ -233,6 +234,8 @@ def stack(parts: Iterable[Rows]) -> Rows:
 def join_dead(values: Iterable[Dead]) -> Dead:
     """Dead value of tensors that lie side by side."""
     seen = list(values)
+    if any(value != value for value in seen):
+        return NOT_FINITE
     if all(value == 0.0 or isinstance(value, frozenset) for value in seen):
         raw = [value for value in seen if isinstance(value, frozenset)]
         return frozenset().union(*raw) if raw else 0.0

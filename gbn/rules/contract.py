@@ -98,12 +98,12 @@ def _consume(
     if own is None or weight is None or call.facts.space.stays(own):
         return
     w, summed = weight
-    known = not isinstance(info.dead, float) or math.isfinite(info.dead)  # inf times 0 is no 0
-    if known and not _vanishes(info.dead) and _gate_input(call, w, w.ids.get(summed)):
-        return
-    if not _vanishes(info.dead) and _vanishes(w.dead):
-        call.gate(w.dead)  # a computed weight, zero where its own channels are removed
-        return
+    if _may_vanish(info.dead) and not _vanishes(info.dead):
+        if _gate_input(call, w, w.ids.get(summed)):
+            return
+        if _vanishes(w.dead):
+            call.gate(w.dead)  # a computed weight, zero where its own channels are removed
+            return
     value = call.gate(info.dead)
     if value != 0.0:
         told = "an unknown value" if value is None else f"{value:g}"
@@ -120,6 +120,11 @@ def _gate_input(call: OpCall, weight: Info, rows: Rows | None) -> bool:
         return False
     call.facts.input_gates.add(block)
     return True
+
+
+def _may_vanish(dead: Dead) -> bool:
+    """Zero times it is zero: it is not known to be infinite or no number."""
+    return not isinstance(dead, float) or math.isfinite(dead)
 
 
 def _vanishes(dead: Dead) -> bool:
@@ -140,7 +145,9 @@ def _issue(
     dead: Dead = frozenset((block,)) if gateable and block is not None else None
     if block is not None:
         call.facts.produced[block] = call.module
-    if isinstance(bias, Tensor):
+    if isinstance(bias, Tensor) and (bias.ndim == 0 or bias.shape[-1] != ids[channel].shape[1]):
+        dead = None  # one number is added to all
+    elif isinstance(bias, Tensor):
         b = call.info(bias)
         call.tie(ids[channel], b.ids.get(bias.ndim - 1, fixed(bias.shape[-1])))
         both = isinstance(dead, frozenset) and isinstance(b.dead, frozenset)
@@ -259,7 +266,7 @@ def _contract(call: OpCall, a: tuple[Info, int, int], b: tuple[Info, int, int]) 
     sides = [(i, rows, _is_weight(call, i, rows)) for i, rows in ((x, left), (y, right))]
     values = [info.dead for info, _, is_weight in sides if not is_weight]
     dead = _either_zero(*values) if len(values) == 2 else values[0] if values else None
-    if len(values) == 1 and not _vanishes(dead):
+    if len(values) == 1 and _may_vanish(dead) and not _vanishes(dead):
         dead = 0.0 if any(w and _gate_input(call, i, r) for i, r, w in sides) else dead
     if call.gate(dead) != 0.0:
         call.freeze(x, [dim], "a removed channel would not arrive as zero")

@@ -4,13 +4,24 @@ Tensors that meet position by position share their channels; a broadcast dimensi
 """
 
 import functools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gbn.ids import Rows
-from gbn.rules.base import Dead, Info, OpCall, Raw, aten, fixed, join_dead, register_rule
+from gbn.rules.base import (
+    NOT_FINITE,
+    Dead,
+    Info,
+    OpCall,
+    Raw,
+    aten,
+    fixed,
+    join_dead,
+    register_rule,
+)
 
 _PRODUCTS = {aten.mul, aten.mul_}
 _QUOTIENTS = {aten.div, aten.div_}
@@ -119,6 +130,8 @@ def _combine(call: OpCall, dead: list[Dead]) -> Dead:
     packet = call.func.overloadpacket
     if packet in _PRODUCTS and len(dead) > 1:
         return _product(dead)
+    if packet in _QUOTIENTS and any(v == 0.0 or isinstance(v, frozenset) for v in dead[1:]):
+        return NOT_FINITE
     if packet in _QUOTIENTS | _SLOPES:  # 0 / y and 0 * slope are 0 whatever y and the slope are
         return dead[0] if dead[0] == 0.0 or isinstance(dead[0], frozenset) else None
     if any(value is None for value in dead):
@@ -135,6 +148,8 @@ def _combine(call: OpCall, dead: list[Dead]) -> Dead:
 
 
 def _product(dead: list[Dead]) -> Dead:
+    if any(isinstance(value, float) and not math.isfinite(value) for value in dead):
+        return NOT_FINITE
     if any(value == 0.0 for value in dead):
         return 0.0
     for value in dead:
@@ -162,8 +177,7 @@ def _apply(call: OpCall, numbers: list[Any]) -> float | None:
         return None  # an op that refuses float64 scalars (bitwise, casts): not known
     if not isinstance(result, Tensor) or result.is_complex():
         return None
-    value = float(result)
-    return value if value == value else None
+    return float(result)
 
 
 @register_rule(
@@ -212,7 +226,7 @@ def _copy(call: OpCall) -> None:
     shift = call.args[0].ndim - call.args[1].ndim
     for dim, rows in source.ids.items():
         own = target.ids.get(dim + shift)
-        if own is not None:
+        if own is not None and own.shape == rows.shape:
             call.tie(rows, own)
         else:
             call.freeze(source, [dim], "written into a tensor of fixed size")
@@ -281,7 +295,8 @@ def _overwrite(call: OpCall) -> None:
     aten.normal_,
 )
 def _random(call: OpCall) -> None:
-    call.set(Info({d: call.fresh(n) for d, n in enumerate(call.out.shape) if n > 1}))
+    """Fewer channels would draw other numbers: they meet a tensor of fixed size."""
+    call.store(call.out, Info())
 
 
 @register_rule(aten.arange, aten.linspace, aten.eye, aten.sym_size, aten.randperm)

@@ -187,12 +187,16 @@ def _spatial(call: OpCall) -> None:
     call.freeze(info, spatial, "is pooled or resampled")
     ids = {d: rows for d, rows in info.ids.items() if d not in spatial}
     dead = info.dead
-    averages_padding = "avg_pool" in call.name and any(call.arg(3, "padding", ()) or ())
-    if averages_padding and not (dead == 0.0 or isinstance(dead, frozenset)):
+    averages = "avg_pool" in call.name
+    divides = averages and call.arg(6, "divisor_override") is not None
+    if (divides or (averages and any(call.arg(3, "padding", ()) or ()))) and not (
+        dead == 0.0 or isinstance(dead, frozenset)
+    ):
         dead = None
     for out in call.outputs():
         same_batch = out.shape[0] == x.shape[0]  # of regions there are as many as were found
-        call.set(Info({d: r for d, r in ids.items() if d > 0 or same_batch}, dead), out)
+        value = dead if out.is_floating_point() else None  # positions are no values
+        call.set(Info({d: r for d, r in ids.items() if d > 0 or same_batch}, value), out)
 
 
 def _num_spatial(call: OpCall) -> int:
@@ -251,7 +255,7 @@ def _reduction(call: OpCall) -> None:
         for new, d in enumerate(left):
             if d in info.ids:
                 ids[d if kept else new] = info.ids[d]
-        call.set(Info(ids, dead), out)
+        call.set(Info(ids, dead if out.dtype == x.dtype else None), out)
 
 
 _STATISTICS = {
