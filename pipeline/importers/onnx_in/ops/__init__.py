@@ -1,0 +1,35 @@
+"""One small function for each ONNX op, by kind; importing this registers them all."""
+
+from pipeline.importers.onnx_in.ops import (
+    activation,
+    arithmetic,
+    control,
+    conv,
+    index,
+    layout,
+    linear,
+    norm,
+    padding,
+    pool,
+    reduce,
+    resize,
+    shapes,
+    spatial,
+)
+
+__all__ = [
+    "activation",
+    "arithmetic",
+    "control",
+    "conv",
+    "index",
+    "layout",
+    "linear",
+    "norm",
+    "padding",
+    "pool",
+    "reduce",
+    "resize",
+    "shapes",
+    "spatial",
+]
