@@ -16,6 +16,7 @@ from pipeline.importers.onnx_in import ops
 from pipeline.importers.onnx_in.context import Op
 from pipeline.importers.onnx_in.emit import Emitter
 from pipeline.importers.onnx_in.errors import FOREIGN, NodeError, UsageError, label, one_line
+from pipeline.importers.onnx_in.expansion import definition_of, has_definition
 from pipeline.importers.onnx_in.foreign import nodes_of
 from pipeline.importers.onnx_in.read import OnnxSource
 from pipeline.importers.onnx_in.registry import find_importer
@@ -24,6 +25,20 @@ from pipeline.importers.onnx_in.values import Const, Items, Sequence, Value, pro
 MAX_STEPS = 200_000
 """Nodes imported in all, those of unrolled loops counted each time."""
 _HALVES = (torch.float16, torch.bfloat16)
+
+
+class ImportedNetwork(fx.GraphModule):
+    """A network made from an ONNX file.
+
+    fx prints the generated code to standard error whenever a call fails; here a failure is only
+    raised, as by any other module.
+    """
+
+    def recompile(self) -> Any:
+        """Generate the forward anew, and leave calling it to `nn.Module`."""
+        code = super().recompile()
+        type(self).__call__ = nn.Module.__call__  # type: ignore[method-assign]
+        return code
 
 
 class Builder:
@@ -38,6 +53,7 @@ class Builder:
         self._steps = 0
         self._narrow_doubles = narrow_doubles
         self._absorbed: dict[str, str] = {}
+        self._left_out: frozenset[str] = frozenset()
         self._lone_users = _lone_users(source.proto.graph)
         self._scopes: list[dict[str, Value]] = [self._weights(source.weights)]
 
@@ -134,7 +150,8 @@ class Builder:
     def _refuse_unsupported(self, graph: onnx.GraphProto) -> None:
         missing: defaultdict[str, list[str]] = defaultdict(list)
         for node in nodes_of(graph):
-            if find_importer(node.op_type, self.opset) is None:
+            known = find_importer(node.op_type, self.opset) is not None
+            if not known and not has_definition(node.op_type, self.opset):
                 missing[node.op_type].append(node.name or ", ".join(node.output))
         if missing:
             listed = "; ".join(
@@ -147,19 +164,15 @@ class Builder:
     def run_nodes(self, graph: onnx.GraphProto) -> None:
         """Import the nodes of `graph` into the innermost scope."""
         for node in graph.node:
-            self._steps += 1
-            if self._steps > MAX_STEPS:
-                raise NodeError(f"{label(node)}: its loops unroll to over {MAX_STEPS} nodes")
+            self._count(node)
             self._run_node(node)
 
     def _run_node(self, node: onnx.NodeProto) -> None:
         if node.output and node.output[0] in self._absorbed:
             self._scopes[-1][node.output[0]] = self.lookup(self._absorbed[node.output[0]])
             return
-        import_op = find_importer(node.op_type, self.opset)
-        if import_op is None:
-            raise NodeError(f"{label(node)}: not supported in opset {self.opset}")
-        inputs = tuple(self.lookup(name) if name else None for name in node.input)
+        import_op = find_importer(node.op_type, self.opset) or self._by_definition
+        inputs = tuple(self._input(name) for name in node.input)
         try:
             results = import_op(Op(self, node, inputs))
         except UsageError:
@@ -171,6 +184,35 @@ class Builder:
         ):
             if name and result is not None:
                 self._scopes[-1][name] = result
+
+    def _input(self, name: str) -> Value | None:
+        if name and len(self._scopes) == 1 and name in self._left_out:
+            return None
+        return self.lookup(name) if name else None
+
+    def _by_definition(self, op: Op) -> tuple[Value, ...]:
+        """A node as the standard defines it by others."""
+        definition = definition_of(op)
+        scope: dict[str, Value] = {
+            name: value
+            for name, value in zip(definition.inputs, op.inputs, strict=False)
+            if value is not None
+        }
+        scopes, opset, left_out = self._scopes, self.opset, self._left_out
+        self._scopes, self.opset = [scope], definition.opset
+        self._left_out = frozenset(definition.inputs) - set(scope)
+        try:
+            for node in definition.nodes:
+                self._count(node)
+                self._run_node(node)
+            return tuple(self.lookup(n) for n in definition.outputs if n in self._scopes[0])
+        finally:
+            self._scopes, self.opset, self._left_out = scopes, opset, left_out
+
+    def _count(self, node: onnx.NodeProto) -> None:
+        self._steps += 1
+        if self._steps > MAX_STEPS:
+            raise NodeError(f"{label(node)}: its loops unroll to over {MAX_STEPS} nodes")
 
     def lookup(self, name: str) -> Value:
         """The value of that name, in the innermost graph that has it."""
@@ -222,7 +264,7 @@ class Builder:
         for node in reversed(list(graph.nodes)):
             if not node.users and node.op not in ("placeholder", "output"):
                 graph.erase_node(node)
-        return fx.GraphModule(self._emit.root, graph, "ImportedNetwork").eval()
+        return ImportedNetwork(self._emit.root, graph, "ImportedNetwork").eval()
 
 
 def _lone_users(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:

@@ -48,7 +48,7 @@ def gather_slices(x: Tensor, places: Tensor, axis: int) -> Tensor:
     """Slices along `axis`, in the shape of the positions."""
     flat = wrapped(places, x.shape[axis]).reshape(-1)
     picked = x.index_select(axis, flat)
-    return picked.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
+    return picked.reshape((*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]))
 
 
 def gather_elements_of(x: Tensor, places: Tensor, axis: int) -> Tensor:

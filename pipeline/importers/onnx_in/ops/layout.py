@@ -18,6 +18,8 @@ def reshape(op: Op) -> Result:
     wanted = op.numbers(1)
     if isinstance(x, Items):
         return _reshaped_items(op, x, wanted)
+    if any(isinstance(w, fx.Node) and probes_of(w) is None for w in wanted):
+        return op.call(reshape_to, x, wanted, bool(op.attr("allowzero", 0)))  # type: ignore[no-any-return]
     if not op.attr("allowzero", 0):
         if any(isinstance(w, int) and w == 0 for w in wanted[op.rank(x) :]):
             raise op.refuse(f"asks for the size of a dimension that its input lacks: {wanted}")
@@ -25,6 +27,11 @@ def reshape(op: Op) -> Result:
     if isinstance(x, fx.Node):
         wanted = _dynamic(op, x, wanted)
     return op.call(torch.reshape, x, wanted)  # type: ignore[no-any-return]
+
+
+def reshape_to(x: Tensor, wanted: list[Any], allow_zero: bool) -> Tensor:
+    """Reshape to sizes that are data, where a 0 takes the size of x."""
+    return x.reshape([x.shape[i] if w == 0 and not allow_zero else w for i, w in enumerate(wanted)])
 
 
 def _reshaped_items(op: Op, x: Items, wanted: list[Number]) -> Result:
@@ -300,13 +307,10 @@ def tile(op: Op) -> Result:
     return op.call(Tensor.repeat, op.value(0), repeats)  # type: ignore[no-any-return]
 
 
-def depth_to_space_of(x: Tensor, block: int, channel_first: bool) -> Tensor:
-    """(N, C b b, H, W) to (N, C, H b, W b)."""
+def depth_to_space_of(x: Tensor, block: int) -> Tensor:
+    """(N, b b C, H, W) to (N, C, H b, W b)."""
     n, c, h, w = x.shape
-    if channel_first:
-        parts = x.reshape(n, c // (block * block), block, block, h, w).permute(0, 1, 4, 2, 5, 3)
-    else:
-        parts = x.reshape(n, block, block, c // (block * block), h, w).permute(0, 3, 4, 1, 5, 2)
+    parts = x.reshape(n, block, block, c // (block * block), h, w).permute(0, 3, 4, 1, 5, 2)
     return parts.reshape(n, c // (block * block), h * block, w * block)
 
 
@@ -316,20 +320,22 @@ def depth_to_space(op: Op) -> Result:
     block = op.attr("blocksize")
     if op.attr("mode", "DCR") == "CRD":
         return op.call(torch.pixel_shuffle, op.value(0), block)  # type: ignore[no-any-return]
-    return op.call(depth_to_space_of, op.value(0), block, False)  # type: ignore[no-any-return]
+    return op.call(depth_to_space_of, op.value(0), block)  # type: ignore[no-any-return]
 
 
-def space_to_depth_of(x: Tensor, block: int) -> Tensor:
-    """(N, C, H b, W b) to (N, b b C, H, W)."""
+def space_to_depth_of(x: Tensor, block: int, channel_first: bool) -> Tensor:
+    """(N, C, H b, W b) to (N, b b C, H, W), or to (N, C b b, H, W)."""
     n, c, h, w = x.shape
-    parts = x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4)
+    order = (0, 1, 3, 5, 2, 4) if channel_first else (0, 3, 5, 1, 2, 4)
+    parts = x.reshape(n, c, h // block, block, w // block, block).permute(order)
     return parts.reshape(n, c * block * block, h // block, w // block)
 
 
 @importer("SpaceToDepth")
 def space_to_depth(op: Op) -> Result:
-    """Block by block."""
-    return op.call(space_to_depth_of, op.value(0), op.attr("blocksize"))  # type: ignore[no-any-return]
+    """Block by block (DCR), or in the order of pixel_unshuffle (CRD)."""
+    channel_first = op.attr("mode", "DCR") == "CRD"
+    return op.call(space_to_depth_of, op.value(0), op.attr("blocksize"), channel_first)  # type: ignore[no-any-return]
 
 
 @importer("Trilu")

@@ -180,7 +180,7 @@ def cumulative(op: Op) -> Result:
     function = torch.cumsum if op.node.op_type == "CumSum" else torch.cumprod
     exclusive, reverse = bool(op.attr("exclusive", 0)), bool(op.attr("reverse", 0))
     if not exclusive and not reverse:
-        return op.call(function, op.value(0), axis)  # type: ignore[no-any-return]
+        return op.call(function, op.value(0), axis, dtype=op.dtype(op.value(0)))  # type: ignore[no-any-return]
     return op.call(running_total, op.value(0), axis, exclusive, reverse, function)  # type: ignore[no-any-return]
 
 
@@ -189,6 +189,13 @@ def top_k(op: Op) -> Result:
     """k is an input from opset 10 on."""
     axis = op.axis(op.attr("axis", -1), op.rank(op.value(0)))
     k = op.numbers(1)[0] if op.opset >= 10 else op.attr("k")
-    largest, is_sorted = bool(op.attr("largest", 1)), bool(op.attr("sorted", 1))
-    found = op.call(torch.topk, op.value(0), k, axis, largest, is_sorted)
+    if op.dtype(op.value(0)) in (torch.uint16, torch.uint32, torch.uint64):
+        raise op.refuse("torch does not sort wide unsigned integers")
+    found = op.call(first_k, op.value(0), k, axis, bool(op.attr("largest", 1)))
     return op.unpack(found, 2)
+
+
+def first_k(x: Tensor, k: Any, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
+    """The k extremes in order; of equal ones the first, which torch.topk does not promise."""
+    values, places = torch.sort(x, axis, descending=largest, stable=True)
+    return values.narrow(axis, 0, k), places.narrow(axis, 0, k)

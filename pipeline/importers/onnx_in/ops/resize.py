@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
 from pipeline.importers.onnx_in.context import Op
 from pipeline.importers.onnx_in.registry import Result, importer
-from pipeline.importers.onnx_in.values import Number
+from pipeline.importers.onnx_in.values import Number, probes_of
 
 MAX_MATRIX_ELEMENTS = 2**24
 
@@ -108,10 +108,11 @@ def _by_sizes(op: Op, plan: _Plan, wanted: list[Number], axes: list[int]) -> Non
     policy = op.attr("keep_aspect_ratio_policy", "stretch")
     pairs = []
     for axis, target in zip(axes, wanted, strict=True):
+        if _is_own_size(op, axis, target):
+            continue
         size, decided = plan.shape[axis], op.decided(target)
         if size is None or decided is None:
-            # The batch, and its own size as target: it stays.
-            continue
+            raise op.refuse(f"the size it gives dimension {axis} depends on the batch or the data")
         pairs.append((axis, size, int(decided)))
     ratios = [target / size for _, size, target in pairs]
     for axis, size, target in pairs:
@@ -120,6 +121,17 @@ def _by_sizes(op: Op, plan: _Plan, wanted: list[Number], axes: list[int]) -> Non
             plan.add(op, axis, scale, math.floor(scale * size + 0.5))
         elif size != target or plan.roi:
             plan.add(op, axis, target / size, target)
+
+
+def _is_own_size(op: Op, axis: int, target: Number) -> bool:
+    """Whether a size that depends on the batch is that of the input itself."""
+    value = op.value(0)
+    if not isinstance(target, fx.Node) or not isinstance(value, fx.Node):
+        return False
+    sizes, probes = probes_of(target), probes_of(value)
+    return bool(sizes and probes) and all(
+        size == probe.shape[axis] for size, probe in zip(sizes or (), probes or (), strict=True)
+    )
 
 
 def _resized(op: Op, plan: _Plan) -> Result:

@@ -124,6 +124,8 @@ def one_hot(op: Op) -> Result:
     depth = op.numbers(1)[0]
     if isinstance(depth, float):
         depth = int(depth)
+    if isinstance(depth, fx.Node) and op.dtype(op.value(1)).is_floating_point:
+        raise op.refuse("its depth is a float that is computed while the network runs")
     return op.call(  # type: ignore[no-any-return]
         one_hot_of, op.value(0), depth, op.value(2), op.axis(op.attr("axis", -1), rank)
     )
