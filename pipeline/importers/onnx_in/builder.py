@@ -190,7 +190,7 @@ class Builder:
             return None
         return self.lookup(name) if name else None
 
-    def _by_definition(self, op: Op) -> tuple[Value, ...]:
+    def _by_definition(self, op: Op) -> tuple[Value | None, ...]:
         """A node as the standard defines it by others."""
         definition = definition_of(op)
         scope: dict[str, Value] = {
@@ -205,7 +205,7 @@ class Builder:
             for node in definition.nodes:
                 self._count(node)
                 self._run_node(node)
-            return tuple(self.lookup(n) for n in definition.outputs if n in self._scopes[0])
+            return tuple(self._scopes[0].get(name) for name in definition.outputs)
         finally:
             self._scopes, self.opset, self._left_out = scopes, opset, left_out
 

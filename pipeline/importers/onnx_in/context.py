@@ -179,6 +179,11 @@ class Op:
             raise self.refuse("the element type of an input is not known")
         return found
 
+    def is_wide_unsigned(self, value: Value) -> bool:
+        """Whether it is of a type that torch can hold and hardly compute with."""
+        dtype = self.builder.dtype_of(value) if isinstance(value, fx.Node) else self.dtype(value)
+        return dtype in (torch.uint16, torch.uint32, torch.uint64)
+
     def axis(self, axis: int, rank: int) -> int:
         """`axis` counted from the front; refused out of range."""
         if not -rank <= axis < rank:

@@ -120,8 +120,8 @@ def binary(op: Op) -> Result:
     items = op.all_items() if name in _ON_NUMBERS else None
     if items is not None:
         return on_items(op, _ON_NUMBERS[name], items, name)
-    if op.dtype(a) in (torch.uint16, torch.uint32, torch.uint64):
-        raise op.refuse(f"torch has no {name} of {str(op.dtype(a)).removeprefix('torch.')}")
+    if op.is_wide_unsigned(a):
+        raise op.refuse(f"torch has no {name} of wide unsigned integers")
     left, right = literal(op, a, b), literal(op, b, a)
     if not isinstance(left, Const | Items | fx.Node) and name == "Pow":
         left = a  # a number to the power of a tensor has no type of its own
@@ -139,7 +139,7 @@ def mod(op: Op) -> Result:
     fmod = op.attr("fmod", 0)
     if items is not None and not fmod:
         return on_items(op, operator.mod, items, "Mod")
-    if op.dtype(op.value(0)) in (torch.uint16, torch.uint32, torch.uint64):
+    if op.is_wide_unsigned(op.value(0)):
         raise op.refuse("torch has no Mod of wide unsigned integers")
     function = torch.fmod if fmod else torch.remainder
     return op.call(function, op.value(0), op.value(1))  # type: ignore[no-any-return]
@@ -224,7 +224,7 @@ def unary(op: Op) -> Result:
     if items is not None:
         function = _UNARY_ON_NUMBERS[name]
         return op.items([op.call(function, v) for v in items[0].values], items[0])
-    if op.dtype(op.value(0)) in (torch.uint16, torch.uint32, torch.uint64):
+    if op.is_wide_unsigned(op.value(0)):
         raise op.refuse(f"torch has no {name} of wide unsigned integers")
     return op.call(_UNARY[name], op.value(0))  # type: ignore[no-any-return]
 

@@ -106,7 +106,7 @@ def _reduced(op: Op, axes: list[int] | None) -> Result:
     dims = [op.axis(a, rank) for a in (axes if axes is not None and (axes or op.attr("noop_with_empty_axes", 0)) else range(rank))]  # noqa: E501
     if not dims:
         # one more dimension of one element, taken away by the reduction
-        return op.call(of_single, _REDUCE[op.node.op_type], x)  # type: ignore[no-any-return]
+        return op.call(of_single, x, op.node.op_type)  # type: ignore[no-any-return]
     keep = bool(op.attr("keepdims", 1))
     if op.node.op_type in ("ReduceMean", "ReduceSum") and op.dtype(x).is_floating_point:
         function = torch.mean if op.node.op_type == "ReduceMean" else torch.sum
@@ -118,9 +118,9 @@ def _times(a: Any, b: Any) -> Any:
     return a * b
 
 
-def of_single(function: Callable[..., Tensor], x: Tensor) -> Tensor:
+def of_single(x: Tensor, kind: str) -> Tensor:
     """A reduction over each element alone."""
-    return function(x.unsqueeze(-1), [x.ndim], False)
+    return _REDUCE[kind](x.unsqueeze(-1), [x.ndim], False)
 
 
 @importer(*_REDUCE)
@@ -161,14 +161,14 @@ def arg_extreme(op: Op) -> Result:
 
 
 def running_total(
-    x: Tensor, axis: int, exclusive: bool, reverse: bool, function: Callable[..., Tensor]
+    x: Tensor, axis: int, exclusive: bool, reverse: bool, product: bool
 ) -> Tensor:
     """Totals along an axis, with or without the element itself, from the front or the end."""
     if reverse:
         x = x.flip(axis)
-    total = function(x, axis, dtype=x.dtype)
+    total = (torch.cumprod if product else torch.cumsum)(x, axis, dtype=x.dtype)
     if exclusive:
-        first = torch.full_like(x.narrow(axis, 0, 1), 1 if function is torch.cumprod else 0)
+        first = torch.full_like(x.narrow(axis, 0, 1), 1 if product else 0)
         total = torch.cat([first, total.narrow(axis, 0, x.shape[axis] - 1)], axis)
     return total.flip(axis) if reverse else total
 
@@ -181,7 +181,8 @@ def cumulative(op: Op) -> Result:
     exclusive, reverse = bool(op.attr("exclusive", 0)), bool(op.attr("reverse", 0))
     if not exclusive and not reverse:
         return op.call(function, op.value(0), axis, dtype=op.dtype(op.value(0)))  # type: ignore[no-any-return]
-    return op.call(running_total, op.value(0), axis, exclusive, reverse, function)  # type: ignore[no-any-return]
+    product = function is torch.cumprod
+    return op.call(running_total, op.value(0), axis, exclusive, reverse, product)  # type: ignore[no-any-return]
 
 
 @importer("TopK")
@@ -189,7 +190,7 @@ def top_k(op: Op) -> Result:
     """k is an input from opset 10 on."""
     axis = op.axis(op.attr("axis", -1), op.rank(op.value(0)))
     k = op.numbers(1)[0] if op.opset >= 10 else op.attr("k")
-    if op.dtype(op.value(0)) in (torch.uint16, torch.uint32, torch.uint64):
+    if op.is_wide_unsigned(op.value(0)):
         raise op.refuse("torch does not sort wide unsigned integers")
     found = op.call(first_k, op.value(0), k, axis, bool(op.attr("largest", 1)))
     return op.unpack(found, 2)
@@ -197,5 +198,5 @@ def top_k(op: Op) -> Result:
 
 def first_k(x: Tensor, k: Any, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
     """The k extremes in order; of equal ones the first, which torch.topk does not promise."""
-    values, places = torch.sort(x, axis, descending=largest, stable=True)
+    values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
     return values.narrow(axis, 0, k), places.narrow(axis, 0, k)

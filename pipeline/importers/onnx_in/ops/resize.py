@@ -272,8 +272,9 @@ def _matrix(op: Op, plan: _Plan, index: int, old: int) -> Any:
         taps = np.arange(base - span, base + span + 2)
         values = _kernel(plan.mode, (taps - place) * shrink, a)
         inside = (taps >= 0) & (taps < old)
-        if op.attr("exclude_outside", 0) or op.attr("antialias", 0):
+        if op.attr("exclude_outside", 0):
             values = np.where(inside, values, 0.0)
+        if op.attr("exclude_outside", 0) or op.attr("antialias", 0):
             values = values / values.sum()
         for tap, value in zip(np.clip(taps, 0, old - 1), values, strict=True):
             weights[row, tap] += value
