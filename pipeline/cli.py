@@ -139,7 +139,7 @@ OPTIONS = (
     _option("Constraints", "--freeze", multiple=True, metavar="PATTERN", help=FREEZE_HELP),
     _option("Constraints", "--min-channels", type=int, metavar="N", help="Fewest in a layer."),
     _option("Deployment", "--provider", type=PROVIDER, metavar="NAME", help=PROVIDER_HELP),
-    _option("Deployment", "--opset", type=int, metavar="N", help=f"Default: {DEFAULT_OPSET}."),
+    _option("Deployment", "--opset", type=int, metavar="N", help=f"Default: the model's, or {DEFAULT_OPSET}."),
     _option("Run", "--out", metavar="DIR", help="Default: MODEL-compressed."),
     _option("Run", "--resume", is_flag=True, help="Go on after the last finished stage."),
     _option("Run", "--device", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N."),

@@ -33,6 +33,7 @@ class Emitter:
         self._names = Names(self.root)
         self._modules: dict[tuple[Any, ...], str] = {}
         self._parameters: dict[tuple[Any, ...], nn.Parameter] = {}
+        self._used: set[int] = set()  # memory that is a parameter's own
         self._held: dict[tuple[Any, ...], fx.Node] = {}
         self._kept: list[Const] = []  # so that an id in a key stays that of one object
         self._sizes: dict[tuple[fx.Node, int], int | fx.Node] = {}
@@ -45,10 +46,8 @@ class Emitter:
         node = self.graph.placeholder(self._names.argument(name))
         node.meta[PROBES] = probes
         if fixed:
-            self._fixed_sizes[node] = tuple(
-                sizes[0] if len(set(sizes)) == 1 else None
-                for sizes in zip(*(probe.shape for probe in probes), strict=True)
-            )
+            # The batch is never written down, so that a file for one image may serve for more.
+            self._fixed_sizes[node] = (None, *probes[0].shape[1:]) if probes[0].ndim else ()
         self.anchor = self.anchor or node
         return node
 
@@ -109,14 +108,21 @@ class Emitter:
         return self._held[key]
 
     def parameter(self, const: Const, view: str = "", tensor: Tensor | None = None) -> nn.Parameter:
-        """The parameter of an initializer, one for all its uses in the same `view`."""
-        name = const.name or f"{id(const.tensor)}"
+        """The parameter of a constant; a matrix or kernel is one for all its uses in a `view`.
+
+        Rows are not: exporters store equal ones once (the scales of fresh norms, for instance),
+        and layers that have nothing to do with each other must not learn as one.
+        """
         self._kept.append(const)
-        key = (name, view)
-        if key not in self._parameters:
-            value = const.tensor if tensor is None else tensor
-            self._parameters[key] = nn.Parameter(value.contiguous())
-        return self._parameters[key]
+        value = const.tensor if tensor is None else tensor
+        key = (const.name or id(const.tensor), view)
+        if key in self._parameters and value.ndim > 1:
+            return self._parameters[key]
+        memory = value.untyped_storage().data_ptr()
+        made = nn.Parameter(value.clone() if memory in self._used else value.contiguous())
+        self._used.add(memory)
+        self._parameters[key] = made
+        return made
 
     def _fold(
         self, at: onnx.NodeProto, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

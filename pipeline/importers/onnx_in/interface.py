@@ -53,6 +53,13 @@ class Interface:
         return dims[0] if dims and isinstance(dims[0], str) else None
 
     @property
+    def image_size(self) -> tuple[int, int, int] | None:
+        """(C, H, W) of the first input, where the file states all three."""
+        dims = (self.inputs[0].dims or ())[1:] if self.inputs else ()
+        sizes = [d for d in dims if isinstance(d, int)]
+        return (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 == len(dims) else None
+
+    @property
     def free_sizes(self) -> tuple[str, ...]:
         """Names of the first input's free dimensions beside the batch."""
         dims = (self.inputs[0].dims or ()) if self.inputs else ()

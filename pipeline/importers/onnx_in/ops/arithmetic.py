@@ -256,8 +256,11 @@ def where(op: Op) -> Result:
 
 @importer("Identity")
 def identity(op: Op) -> Result:
-    """The value itself."""
-    return op.value(0)
+    """The value itself; of a weight a weight of its own, since exporters store equal ones once."""
+    value = op.value(0)
+    if isinstance(value, Const) and value.name:
+        return Const(value.tensor, op.node.output[0])
+    return value
 
 
 def cast_number(value: Any, dtype: torch.dtype) -> Any:

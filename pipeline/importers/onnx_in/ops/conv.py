@@ -83,8 +83,12 @@ def _placed(op: Op, module: nn.Module, x: fx.Node, options: dict[str, Any]) -> f
         if bias.tensor.shape != module.bias.shape:  # type: ignore[union-attr]
             raise op.refuse(f"its bias is {list(bias.tensor.shape)}")
         tensors["bias"] = op.builder.parameter(bias)
-    key = (op.node.op_type, *(id(t) for t in tensors.values()), repr(options))
+    key = (op.node.op_type, id(tensors["weight"]), _identity(bias), repr(options))
     return op.module(module, key, weight.name, (x,), tensors)
+
+
+def _identity(value: Value | None) -> Any:
+    return (value.name or id(value.tensor)) if isinstance(value, Const) else None
 
 
 @importer("ConvTranspose")

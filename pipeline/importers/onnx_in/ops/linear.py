@@ -22,7 +22,8 @@ def _linear(op: Op, x: fx.Node, weight: Const, transposed: bool, bias: Const | N
         size = parameter.shape[0]
         flat = bias.tensor.reshape(-1).expand(size)
         tensors["bias"] = op.builder.parameter(bias, f"row{size}", flat)
-    key = ("Linear", *(id(t) for t in tensors.values()))
+    own = None if bias is None else bias.name or id(bias.tensor)
+    key = ("Linear", id(parameter), own)
     return op.module(module, key, weight.name, (x,), tensors)
 
 

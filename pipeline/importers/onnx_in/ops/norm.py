@@ -48,7 +48,7 @@ def batch_norm(op: Op) -> Result:
         "running_var": var.tensor.clone(),
         "num_batches_tracked": torch.tensor(0),
     }
-    key = ("BatchNorm", id(gamma), id(beta), id(mean.tensor), id(var.tensor), epsilon)
+    key = ("BatchNorm", op.node.output[0])  # never shared: each has statistics of its own
     return op.module(module, key, scale.name, (x,), tensors)
 
 
@@ -98,7 +98,7 @@ def layer_norm(op: Op) -> Result:
     tensors: dict[str, nn.Parameter | Tensor] = {"weight": op.builder.parameter(scale)}
     if isinstance(shift, Const):
         tensors["bias"] = op.builder.parameter(shift)
-    key = ("LayerNorm", *(id(t) for t in tensors.values()), epsilon)
+    key = ("LayerNorm", op.node.output[0])
     return (op.module(module, key, scale.name, (x,), tensors), *rest)
 
 
