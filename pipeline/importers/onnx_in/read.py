@@ -61,7 +61,17 @@ def read_onnx(path: Path) -> OnnxSource:
 
 
 def read_proto(proto: onnx.ModelProto, folder: Path) -> OnnxSource:
-    """Check a model in memory; it is taken apart. External data lies in `folder`."""
+    """Check a model in memory; it is taken apart. External data lies in `folder`.
+
+    Raises UsageError.
+    """
+    try:
+        return _read(proto, folder)
+    except FOREIGN as error:
+        raise UsageError(f"is damaged ({one_line(error)}); save or download it again") from error
+
+
+def _read(proto: onnx.ModelProto, folder: Path) -> OnnxSource:
     if not proto.HasField("graph"):
         raise UsageError("holds no graph: it is damaged or no ONNX file")
     opset = _opset(proto)
