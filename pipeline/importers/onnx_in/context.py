@@ -128,9 +128,9 @@ class Op:
             return value
         if isinstance(value, Const):
             tensor = value.tensor
-            if tensor.ndim > 1 or tensor.numel() > _MAX_ITEMS or tensor.dtype not in _ITEM_DTYPES:
+            if tensor.ndim > 2 or tensor.numel() > _MAX_ITEMS or tensor.dtype not in _ITEM_DTYPES:
                 return None
-            return Items(tuple(tensor.reshape(-1).tolist()), tensor.ndim == 0, tensor.dtype)
+            return Items(tuple(tensor.reshape(-1).tolist()), tuple(tensor.shape), tensor.dtype)
         return None
 
     def all_items(self) -> list[Items] | None:
@@ -148,7 +148,7 @@ class Op:
         if isinstance(value, Const):
             return tuple(value.tensor.shape)
         if isinstance(value, Items):
-            return () if value.is_scalar else (len(value.values),)
+            return value.shape
         if isinstance(value, Sequence):
             raise self.refuse("a sequence stands where a tensor is needed")
         probes = probes_of(value)
@@ -231,7 +231,7 @@ class Op:
 
     def items(self, values: AnySequence[Number], like: Items) -> Items:
         """A list of numbers of the same kind as another."""
-        return Items(tuple(values), like.is_scalar, like.dtype)
+        return Items(tuple(values), like.shape, like.dtype)
 
 
 def _item(flat: torch.Tensor, index: int) -> Any:

@@ -81,7 +81,7 @@ class Emitter:
             return value
         if value.is_known:
             return value.to_const()
-        kwargs = {"is_scalar": value.is_scalar, "dtype": value.dtype}
+        kwargs = {"shape": value.shape, "dtype": value.dtype}
         node: fx.Node = self.call(at, stack_numbers, (self.anchor, list(value.values)), kwargs)
         return node
 
@@ -217,7 +217,7 @@ class Emitter:
         if isinstance(value, Const):
             return value.tensor.shape[dim]
         if isinstance(value, Items):
-            return len(value.values)
+            return value.shape[dim]
         if isinstance(value, Sequence):
             raise NodeError(f"{label(at)}: a sequence has no sizes")
         fixed = self._fixed_sizes.get(value, ())
@@ -233,11 +233,11 @@ class Emitter:
 
 
 def stack_numbers(
-    anchor: Tensor, values: list[Any], *, is_scalar: bool, dtype: torch.dtype
+    anchor: Tensor, values: list[Any], *, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """Numbers as a tensor beside `anchor`; sizes stay what they are when the graph is captured."""
     made = [torch.scalar_tensor(v, dtype=dtype, device=anchor.device) for v in values]
-    return made[0] if is_scalar else torch.stack(made)
+    return made[0].reshape(shape) if len(made) == 1 else torch.stack(made).reshape(shape)
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:

@@ -11,6 +11,8 @@ depend on the batch. None: it depends on values, so nothing is known.
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
@@ -29,11 +31,20 @@ class Const:
 
 @dataclass(frozen=True)
 class Items:
-    """A tensor of at most one dimension, as Python numbers and nodes that give such numbers."""
+    """A small tensor, as Python numbers and nodes that give such numbers, in row-major order."""
 
     values: tuple[Number, ...]
-    is_scalar: bool
+    shape: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def places(self) -> npt.NDArray[np.int64]:
+        """The position in `values` of each element, in its shape: what layout ops work on."""
+        return np.arange(len(self.values)).reshape(self.shape)
+
+    def moved(self, places: npt.NDArray[np.int64]) -> "Items":
+        """The elements at `places`, in the shape of these."""
+        return Items(tuple(self.values[p] for p in places.reshape(-1)), places.shape, self.dtype)
 
     @property
     def is_known(self) -> bool:
@@ -42,8 +53,7 @@ class Items:
 
     def to_const(self) -> Const:
         """As a tensor; only if `is_known`."""
-        values: Any = self.values[0] if self.is_scalar else list(self.values)
-        return Const(torch.tensor(values, dtype=self.dtype))
+        return Const(torch.tensor(self.values, dtype=self.dtype).reshape(self.shape))
 
 
 @dataclass(frozen=True)

@@ -98,10 +98,8 @@ def literal(op: Op, value: Value, other: Value) -> Value | float | int | bool:
 
 def on_items(op: Op, function: Callable[..., Any], items: list[Items], name: str) -> Result:
     """The op on each position of lists of numbers; scalars count for every position."""
-    length = max(len(item.values) for item in items)
-    if any(len(item.values) not in (1, length) for item in items):
-        raise op.refuse("its inputs are lists of different lengths")
-    columns = [item.values * (length if len(item.values) == 1 else 1) for item in items]
+    spread = np.broadcast_arrays(*(item.places for item in items))
+    columns = [item.moved(places).values for item, places in zip(items, spread, strict=True)]
     dtype = torch.bool if name in _COMPARE else items[-1].dtype
     values = []
     for row in zip(*columns, strict=True):
@@ -109,7 +107,7 @@ def on_items(op: Op, function: Callable[..., Any], items: list[Items], name: str
         if dtype is torch.float32:
             value = op.call(single, value)
         values.append(value)
-    return Items(tuple(values), all(item.is_scalar for item in items), dtype)
+    return Items(tuple(values), spread[0].shape, dtype)
 
 
 @importer(*_ON_TENSORS)
@@ -290,7 +288,7 @@ def cast(op: Op) -> Result:
     value = op.value(0)
     if isinstance(value, Items) and not value.is_known:
         values = tuple(op.call(cast_number, v, dtype) for v in value.values)
-        return Items(values, value.is_scalar, dtype)
+        return Items(values, value.shape, dtype)
     known = op.builder.dtype_of(value) if isinstance(value, fx.Node) else None
     if known is dtype:
         return value

@@ -122,7 +122,7 @@ def sequence_change(op: Op) -> Result:
 @importer("SequenceLength")
 def sequence_length(op: Op) -> Result:
     """The number of elements."""
-    return Items((len(_sequence(op)),), True, torch.int64)
+    return Items((len(_sequence(op)),), (), torch.int64)
 
 
 @importer("ConcatFromSequence")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -28,14 +29,8 @@ def gather(op: Op) -> Result:
 
 
 def _picked_items(op: Op, x: Items) -> Result:
-    positions = op.const(1)
-    if positions.ndim > 1:
-        raise op.refuse("picks a matrix of sizes: not supported")
-    size = len(x.values)
-    chosen = [int(p) for p in positions.reshape(-1).tolist()]
-    if any(not -size <= p < size for p in chosen):
-        raise op.refuse(f"position {chosen} of {size} sizes")
-    return Items(tuple(x.values[p] for p in chosen), positions.ndim == 0, x.dtype)
+    axis = op.axis(op.attr("axis", 0), len(x.shape))
+    return x.moved(np.take(x.places, op.const(1).numpy(), axis))
 
 
 def wrapped(places: Tensor, size: Any) -> Tensor:

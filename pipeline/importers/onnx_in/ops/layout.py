@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -35,11 +36,10 @@ def reshape_to(x: Tensor, wanted: list[Any], allow_zero: bool) -> Tensor:
 
 
 def _reshaped_items(op: Op, x: Items, wanted: list[Number]) -> Result:
-    if wanted in ([-1], [len(x.values)]):
-        return Items(x.values, False, x.dtype)
-    if not wanted and len(x.values) == 1:
-        return Items(x.values, True, x.dtype)
-    return op.call(torch.reshape, op.tensor(x), wanted)  # type: ignore[no-any-return]
+    known = [w for w in wanted if isinstance(w, int)]
+    if len(known) < len(wanted):
+        return op.call(torch.reshape, op.tensor(x), wanted)  # type: ignore[no-any-return]
+    return x.moved(x.places.reshape(known))
 
 
 def _dynamic(op: Op, x: fx.Node, wanted: list[Number]) -> list[Number]:
@@ -95,6 +95,9 @@ def transpose(op: Op) -> Result:
     order = op.attr("perm", list(reversed(range(rank))))
     if sorted(order) != list(range(rank)):
         raise op.refuse(f"perm {order} is no order of {rank} dimensions")
+    x = op.value(0)
+    if isinstance(x, Items) and not x.is_known:
+        return x.moved(x.places.transpose(order))
     return op.call(torch.permute, op.value(0), tuple(order))  # type: ignore[no-any-return]
 
 
@@ -110,7 +113,8 @@ def squeeze(op: Op) -> Result:
     """Only dimensions of one element; all of them where none are named."""
     x, axes = op.value(0), _axes(op)
     if isinstance(x, Items):
-        return Items(x.values, True, x.dtype) if len(x.values) == 1 else x
+        chosen = None if axes is None else tuple(op.axis(a, len(x.shape)) for a in axes)
+        return x.moved(x.places.squeeze(chosen))
     shape = op.shape(x)
     if axes is None:
         if shape is None:
@@ -128,8 +132,8 @@ def unsqueeze(op: Op) -> Result:
     x, axes = op.value(0), _axes(op)
     if not axes:
         return x
-    if isinstance(x, Items) and x.is_scalar and len(axes) == 1:
-        return Items(x.values, False, x.dtype)
+    if isinstance(x, Items):
+        return x.moved(np.expand_dims(x.places, tuple(axes)))
     rank = op.rank(x) + len(axes)
     dims = sorted(op.axis(axis, rank) for axis in axes)
     if len(set(dims)) != len(dims):
@@ -144,14 +148,23 @@ def unsqueeze(op: Op) -> Result:
 def concat(op: Op) -> Result:
     """Lists of sizes stay lists."""
     items = op.all_items()
-    if items is not None and not any(item.is_scalar for item in items):
-        values = tuple(value for item in items for value in item.values)
-        return Items(values, False, items[0].dtype)
+    if items is not None:
+        return _joined(items, op.attr("axis", 1))
     values_in = [op.tensor(op.value(i)) for i in range(len(op.inputs))]
     axis = op.axis(op.attr("axis", 1), op.rank(values_in[0]))
     if len(values_in) == 1:
         return values_in[0]
     return op.call(torch.cat, values_in, axis)  # type: ignore[no-any-return]
+
+
+def _joined(items: list[Items], axis: int) -> Items:
+    values: tuple[Number, ...] = ()
+    places = []
+    for item in items:
+        places.append(item.places + len(values))
+        values += item.values
+    joined = Items(values, (len(values),), items[0].dtype)
+    return joined.moved(np.concatenate(places, axis))
 
 
 @importer("Split", since=1)
@@ -198,14 +211,14 @@ def _even_parts(op: Op, x: Value, axis: int, whole: int | None, parts: int) -> R
 
 
 def _split_items(op: Op, x: Items, sizes: list[Number] | None, count: int) -> Result:
-    total = len(x.values)
+    total = x.shape[0] if len(x.shape) == 1 else -1
     sizes = [total // count] * count if sizes is None else sizes
     known = [s for s in sizes if isinstance(s, int)]
     if len(known) != count or sum(known) != total:
         raise op.refuse(f"sizes {sizes} do not add up to {total}")
     parts, start = [], 0
     for size in known:
-        parts.append(Items(x.values[start : start + size], False, x.dtype))
+        parts.append(Items(x.values[start : start + size], (size,), x.dtype))
         start += size
     return tuple(parts)
 
@@ -234,9 +247,7 @@ def _sliced(
     if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
         raise op.refuse(f"starts {starts}, ends {ends}, axes {axes} and steps {steps} do not fit")
     if isinstance(x, Items) and not x.is_known:
-        bounds = (op.decided(starts[0]), op.decided(ends[0]))
-        if len(axes) == 1 and None not in bounds:
-            return Items(x.values[bounds[0] : bounds[1] : steps[0]], False, x.dtype)
+        return _sliced_items(op, x, [op.decided(v) for v in (*starts, *ends)], axes, steps)
     result: Any = x
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         dim = op.axis(axis, op.rank(x))
@@ -250,6 +261,20 @@ def _sliced(
         else:
             result = op.call(strided, result, dim, start, end, step)
     return result  # type: ignore[no-any-return]
+
+
+def _sliced_items(
+    op: Op, x: Items, bounds: list[int | None], axes: list[int], steps: list[int]
+) -> Items:
+    if None in bounds:
+        raise op.refuse("cuts a list of sizes at a place that depends on the batch or the data")
+    places = x.places
+    for i, (axis, step) in enumerate(zip(axes, steps, strict=True)):
+        dim = op.axis(axis, len(x.shape))
+        start, stop = bounds[i] or 0, bounds[i + len(axes)] or 0
+        end = _stop_before(stop, x.shape[dim]) if step < 0 else stop
+        places = places[(slice(None),) * dim + (slice(start, end, step),)]
+    return x.moved(places)
 
 
 def narrowed(x: Tensor, dim: int, start: Any, stop: Any) -> Tensor:

@@ -99,7 +99,7 @@ def _reduced(op: Op, axes: list[int] | None) -> Result:
         product: Any = 1
         for value in x.values:
             product = op.call(_times, product, value)
-        return Items((product,), not op.attr("keepdims", 1), x.dtype)
+        return Items((product,), (1,) * len(x.shape) if op.attr("keepdims", 1) else (), x.dtype)
     rank = op.rank(x)
     if not axes and op.attr("noop_with_empty_axes", 0):
         axes = []  # nothing is summed, what is done to each element is done all the same

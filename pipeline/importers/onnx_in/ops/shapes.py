@@ -34,7 +34,7 @@ def shape(op: Op) -> Result:
     rank = op.rank(op.value(0))
     dims = range(rank)[op.attr("start", 0) : op.attr("end", rank)]
     sizes = tuple(op.size(op.value(0), dim) for dim in dims)
-    return Items(sizes, False, torch.int64)
+    return Items(sizes, (len(sizes),), torch.int64)
 
 
 @importer("Size")
@@ -43,7 +43,7 @@ def size(op: Op) -> Result:
     total: Any = 1
     for dim in range(op.rank(op.value(0))):
         total = op.call(operator.mul, total, op.size(op.value(0), dim))
-    return Items((total,), True, torch.int64)
+    return Items((total,), (), torch.int64)
 
 
 def filled(anchor: Tensor, sizes: list[Any], value: Any, dtype: torch.dtype) -> Tensor:
