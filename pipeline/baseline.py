@@ -83,7 +83,9 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     if loaded.interface is not None and config.deploy.opset is None:
         own, written = loaded.interface.opset, exported_opset(loaded)
         if own != written:
-            console.warn(f"the file is of opset {own}, which cannot be written: exported as {written}")
+            console.warn(
+                f"the file is of opset {own}, which cannot be written: exported as {written}"
+            )
     _require_finite(loaded)
     _all_learn(loaded, console)
     console.say(f"input size: {','.join(str(n) for n in loaded.input_size)}")

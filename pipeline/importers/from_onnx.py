@@ -9,6 +9,7 @@ import io
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -38,7 +39,9 @@ def load_torchscript(source: ModelSource) -> tuple[fx.GraphModule, Interface, li
     """
     path = source.path
     if source.input_size is None:
-        raise UsageError(f"{path}: a TorchScript file does not say its input size: --input-size C,H,W")
+        raise UsageError(
+            f"{path}: a TorchScript file does not say its input size: --input-size C,H,W"
+        )
     try:
         proto = _as_onnx(path, source.input_size)
         imported = import_proto(proto, path.parent, source.input_size)
@@ -50,7 +53,7 @@ def load_torchscript(source: ModelSource) -> tuple[fx.GraphModule, Interface, li
 
 
 def _as_onnx(path: Path, input_size: tuple[int, int, int]) -> onnx.ModelProto:
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,8 +1,8 @@
 """Load the user's model, whatever kind of file it is in.
 
 What enters: a `ModelSource`. What leaves: a `LoadedModel` that has run once at its input size.
-Refused: what cannot be read safely, weights without or with the wrong architecture, and models whose
-input size is stated nowhere.
+Refused: what cannot be read safely, weights without or with the wrong architecture, and models
+whose input size is stated nowhere.
 """
 
 from dataclasses import dataclass, field

@@ -4,6 +4,8 @@ What enters: the network and its input's sizes. What leaves: yes or no, found by
 batches run together must give what each gives alone. Weights are as in the file.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -21,15 +23,14 @@ def samples_are_independent(module: nn.Module, sizes: tuple[int, ...], batch: in
             together = _listed(module(torch.cat([first, second])))
             apart = [_listed(module(x)) for x in (first, second)]
             return all(
-                _close(both, torch.cat([a, b]))
-                for both, a, b in zip(together, *apart, strict=True)
+                _close(both, torch.cat([a, b])) for both, a, b in zip(together, *apart, strict=True)
             )
     except FOREIGN:
         return False
 
 
-def _listed(output: object) -> list[Tensor]:
-    return list(output) if isinstance(output, tuple) else [output]  # type: ignore[list-item]
+def _listed(output: Any) -> list[Tensor]:
+    return list(output) if isinstance(output, tuple) else [output]
 
 
 def _close(found: Tensor, expected: Tensor) -> bool:

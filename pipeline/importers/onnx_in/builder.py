@@ -12,14 +12,13 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.importers.onnx_in import ops
 from pipeline.importers.onnx_in.context import Op
 from pipeline.importers.onnx_in.emit import Emitter
 from pipeline.importers.onnx_in.errors import FOREIGN, NodeError, UsageError, label, one_line
 from pipeline.importers.onnx_in.expansion import definition_of, has_definition
 from pipeline.importers.onnx_in.foreign import nodes_of
+from pipeline.importers.onnx_in.ops import find_importer
 from pipeline.importers.onnx_in.read import OnnxSource
-from pipeline.importers.onnx_in.registry import find_importer
 from pipeline.importers.onnx_in.values import Const, Items, Sequence, Value, probes_of
 
 MAX_STEPS = 200_000
@@ -222,9 +221,7 @@ class Builder:
         raise NodeError(f"the value {name!r} is used before it is made, or is an output that its "
                         "node does not give here")  # fmt: skip
 
-    def run_subgraph(
-        self, graph: onnx.GraphProto, inputs: dict[str, Value]
-    ) -> tuple[Value, ...]:
+    def run_subgraph(self, graph: onnx.GraphProto, inputs: dict[str, Value]) -> tuple[Value, ...]:
         """Import a graph inside of a node in a scope of its own; its outputs."""
         scope = dict(inputs)
         for tensor in graph.initializer:

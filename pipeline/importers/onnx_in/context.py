@@ -14,7 +14,15 @@ from torch import fx, nn
 
 from pipeline.importers.onnx_in.errors import NodeError, label
 from pipeline.importers.onnx_in.tensors import to_torch
-from pipeline.importers.onnx_in.values import Const, Items, Number, Sequence, Value, agreed, probes_of
+from pipeline.importers.onnx_in.values import (
+    Const,
+    Items,
+    Number,
+    Sequence,
+    Value,
+    agreed,
+    probes_of,
+)
 
 if TYPE_CHECKING:
     from pipeline.importers.onnx_in.builder import Builder

@@ -265,8 +265,8 @@ def _mentions_node(value: Any) -> bool:
 def _has_tensor(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return any(_has_tensor(item) for item in value)
-    return _has_tensor(list(value.values())) if isinstance(value, dict) else isinstance(
-        value, Tensor
+    return (
+        _has_tensor(list(value.values())) if isinstance(value, dict) else isinstance(value, Tensor)
     )
 
 
@@ -307,4 +307,3 @@ def _require_size(at: onnx.NodeProto, result: Any, limit: int) -> None:
 def _asks_values(error: Exception) -> bool:
     text = str(error).lower()
     return "meta" in text or "data-dependent" in text
-

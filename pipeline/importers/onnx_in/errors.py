@@ -5,7 +5,7 @@ What enters: a node and what is wrong with it. What leaves: a `UsageError`.
 """
 
 import onnx
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError, EncodeError  # type: ignore[import-untyped]
 
 from pipeline.errors import UsageError, one_line
 

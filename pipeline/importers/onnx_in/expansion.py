@@ -105,5 +105,3 @@ def _filled_in(node: onnx.NodeProto, given: dict[str, onnx.AttributeProto]) -> o
             kept.CopyFrom(given[attribute.ref_attr_name])
             kept.name = attribute.name
     return filled
-
-

@@ -63,7 +63,9 @@ class Interface:
     def free_sizes(self) -> tuple[str, ...]:
         """Names of the first input's free dimensions beside the batch."""
         dims = (self.inputs[0].dims or ()) if self.inputs else ()
-        return tuple(d or f"dimension {i}" for i, d in enumerate(dims) if i and not isinstance(d, int))
+        return tuple(
+            d or f"dimension {i}" for i, d in enumerate(dims) if i and not isinstance(d, int)
+        )
 
 
 def read_interface(source: OnnxSource) -> Interface:

@@ -176,9 +176,21 @@ def _check(proto: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> None:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(name, codes[name], list(tensor.shape))
             )
+    # onnxruntime takes ports without a shape, the checker does not; inner shapes are not used here.
+    bare = [value.type.tensor_type for value in (*graph.input, *graph.output) if _is_bare(value)]
+    for kind in bare:
+        kind.shape.SetInParent()
+    del graph.value_info[:]
     try:
         onnx.checker.check_model(proto)
     except FOREIGN as error:
         raise UsageError(f"is not valid ONNX ({one_line(error, 300)})") from error
     finally:
         del graph.input[num_inputs:]
+        for kind in bare:
+            kind.ClearField("shape")
+
+
+def _is_bare(value: onnx.ValueInfoProto) -> bool:
+    is_tensor = value.type.HasField("tensor_type")
+    return is_tensor and not value.type.tensor_type.HasField("shape")

@@ -81,9 +81,7 @@ def to_torch(tensor: TensorProto, folder: Path | None) -> torch.Tensor:
     return torch.frombuffer(bytearray(raw), dtype=dtype).reshape(shape)
 
 
-def _from_field(
-    tensor: TensorProto, count: int, dtype: torch.dtype, where: str
-) -> torch.Tensor:
+def _from_field(tensor: TensorProto, count: int, dtype: torch.dtype, where: str) -> torch.Tensor:
     field = _FIELDS.get(tensor.data_type, "int32_data")
     found = len(getattr(tensor, field))
     if found != count:
@@ -106,8 +104,9 @@ def _external(tensor: TensorProto, size_bytes: int, folder: Path | None) -> np.n
     if folder is None or not location:
         raise UsageError(f"{where}: its data is said to be in another file, which is not named")
     file = _inside(folder, location, where)
-    offset, length = _number(entries, "offset", 0, where), _number(
-        entries, "length", size_bytes, where
+    offset, length = (
+        _number(entries, "offset", 0, where),
+        _number(entries, "length", size_bytes, where),
     )
     if length != size_bytes:
         raise UsageError(
@@ -163,8 +162,7 @@ def from_sparse(sparse: onnx.SparseTensorProto, folder: Path | None) -> torch.Te
         indices = (indices * weights).sum(1)
     dense = torch.zeros(math.prod(shape), dtype=values.dtype)
     fits = indices.shape == values.shape and (
-        indices.numel() == 0
-        or (int(indices.min()) >= 0 and int(indices.max()) < dense.numel())
+        indices.numel() == 0 or (int(indices.min()) >= 0 and int(indices.max()) < dense.numel())
     )
     if not fits:
         raise UsageError(f"sparse tensor {name!r}: its indices do not fit {shape}")

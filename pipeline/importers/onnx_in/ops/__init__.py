@@ -16,12 +16,14 @@ from pipeline.importers.onnx_in.ops import (
     shapes,
     spatial,
 )
+from pipeline.importers.onnx_in.registry import find_importer, supported_ops
 
 __all__ = [
     "activation",
     "arithmetic",
     "control",
     "conv",
+    "find_importer",
     "index",
     "layout",
     "linear",
@@ -32,4 +34,5 @@ __all__ = [
     "resize",
     "shapes",
     "spatial",
+    "supported_ops",
 ]

@@ -13,7 +13,7 @@ from pipeline.importers.onnx_in.values import Const
 
 
 def _emit(op: Op, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Result:
-    return op.call(function, op.value(0), *args, **kwargs)  # type: ignore[no-any-return]
+    return op.call(function, op.value(0), *args, **kwargs)
 
 
 @importer("Relu")
@@ -48,8 +48,9 @@ def scaled_elu(x: Tensor, alpha: float, gamma: float) -> Tensor:
 @importer("Selu")
 def selu(op: Op) -> Result:
     """torch's own where the constants are its own."""
-    alpha, gamma = op.attr("alpha", 1.67326319217681884765625), op.attr(
-        "gamma", 1.05070102214813232421875
+    alpha, gamma = (
+        op.attr("alpha", 1.67326319217681884765625),
+        op.attr("gamma", 1.05070102214813232421875),
     )
     own = abs(alpha - 1.6732632) < 1e-6 and abs(gamma - 1.050701) < 1e-6
     return _emit(op, F.selu) if own else _emit(op, scaled_elu, alpha, gamma)
@@ -223,7 +224,7 @@ def prelu(op: Op) -> Result:
             module = nn.PReLU(parameter.numel(), device="meta")
             key = ("PReLU", id(parameter))
             return op.module(module, key, slope.name, (x,), {"weight": parameter})
-    return op.call(sloped, x, slope)  # type: ignore[no-any-return]
+    return op.call(sloped, x, slope)
 
 
 def sloped(x: Tensor, slope: Tensor) -> Tensor:

@@ -123,11 +123,14 @@ def binary(op: Op) -> Result:
     left, right = literal(op, a, b), literal(op, b, a)
     if not isinstance(left, Const | Items | fx.Node) and name == "Pow":
         left = a  # a number to the power of a tensor has no type of its own
-    if not isinstance(left, Const | Items | fx.Node) and _ON_TENSORS[name].__module__ != "_operator":
+    if (
+        not isinstance(left, Const | Items | fx.Node)
+        and _ON_TENSORS[name].__module__ != "_operator"
+    ):
         left = a if name not in ("Div",) else left
     if name.startswith("Bitwise") or name in ("And", "Or", "Xor"):
         left, right = a, b
-    return op.call(_ON_TENSORS[name], left, right)  # type: ignore[no-any-return]
+    return op.call(_ON_TENSORS[name], left, right)
 
 
 @importer("Mod")
@@ -140,13 +143,13 @@ def mod(op: Op) -> Result:
     if op.is_wide_unsigned(op.value(0)):
         raise op.refuse("torch has no Mod of wide unsigned integers")
     function = torch.fmod if fmod else torch.remainder
-    return op.call(function, op.value(0), op.value(1))  # type: ignore[no-any-return]
+    return op.call(function, op.value(0), op.value(1))
 
 
 @importer("BitShift")
 def shift(op: Op) -> Result:
     """Of unsigned integers."""
-    return op.call(bit_shift, op.value(0), op.value(1), op.attr("direction"))  # type: ignore[no-any-return]
+    return op.call(bit_shift, op.value(0), op.value(1), op.attr("direction"))
 
 
 def mean_of(*tensors: Tensor) -> Tensor:
@@ -166,12 +169,12 @@ def variadic(op: Op) -> Result:
         return on_items(op, _ON_NUMBERS[name], items, name)
     values = [op.value(i) for i in range(len(op.inputs))]
     if name == "Mean":
-        return op.call(mean_of, *values)  # type: ignore[no-any-return]
+        return op.call(mean_of, *values)
     function = {"Max": maximum, "Min": minimum, "Sum": operator.add}[name]
     total: Any = values[0]
     for value in values[1:]:
         total = op.call(function, total, value)
-    return total  # type: ignore[no-any-return]
+    return total
 
 
 def maximum(a: Tensor, b: Tensor) -> Tensor:
@@ -224,7 +227,7 @@ def unary(op: Op) -> Result:
         return op.items([op.call(function, v) for v in items[0].values], items[0])
     if op.is_wide_unsigned(op.value(0)):
         raise op.refuse(f"torch has no {name} of wide unsigned integers")
-    return op.call(_UNARY[name], op.value(0))  # type: ignore[no-any-return]
+    return op.call(_UNARY[name], op.value(0))
 
 
 def is_inf(x: Tensor, negative: bool, positive: bool) -> Tensor:
@@ -240,7 +243,7 @@ def is_inf(x: Tensor, negative: bool, positive: bool) -> Tensor:
 def isinf(op: Op) -> Result:
     """Attributes say which signs count."""
     negative, positive = op.attr("detect_negative", 1), op.attr("detect_positive", 1)
-    return op.call(is_inf, op.value(0), bool(negative), bool(positive))  # type: ignore[no-any-return]
+    return op.call(is_inf, op.value(0), bool(negative), bool(positive))
 
 
 @importer("Where")
@@ -249,7 +252,7 @@ def where(op: Op) -> Result:
     items = op.all_items()
     if items is not None:
         return on_items(op, scalar_where, items, "Where")
-    return op.call(torch.where, op.value(0), op.value(1), op.value(2))  # type: ignore[no-any-return]
+    return op.call(torch.where, op.value(0), op.value(1), op.value(2))
 
 
 @importer("Identity")
@@ -292,4 +295,4 @@ def cast(op: Op) -> Result:
     known = op.builder.dtype_of(value) if isinstance(value, fx.Node) else None
     if known is dtype:
         return value
-    return op.call(cast_tensor, value, dtype)  # type: ignore[no-any-return]
+    return op.call(cast_tensor, value, dtype)

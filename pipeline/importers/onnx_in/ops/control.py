@@ -12,7 +12,7 @@ from pipeline.importers.onnx_in.values import Const, Items, Sequence, Value
 
 
 def _decision(op: Op, value: Value) -> bool:
-    """A condition known now. One that hangs on sizes counts as known where all trial sizes agree."""
+    """A condition known now, or one that hangs on sizes and comes out alike for all trial sizes."""
     items = op.as_items(value)
     if items is None and isinstance(value, Const) and value.tensor.numel() == 1:
         return bool(value.tensor.item())
@@ -105,7 +105,7 @@ def sequence_at(op: Op) -> Result:
     values, place = _sequence(op), int(op.number(1))
     if not -len(values) <= place < len(values):
         raise op.refuse(f"position {place} of {len(values)} elements")
-    return values[place]  # type: ignore[no-any-return]
+    return values[place]
 
 
 @importer("SequenceInsert", "SequenceErase")
@@ -130,4 +130,4 @@ def concat_from_sequence(op: Op) -> Result:
     """All elements along one axis, which may be a new one."""
     values = [op.tensor(value) for value in _sequence(op)]
     function = torch.stack if op.attr("new_axis", 0) else torch.cat
-    return op.call(function, values, op.attr("axis"))  # type: ignore[no-any-return]
+    return op.call(function, values, op.attr("axis"))

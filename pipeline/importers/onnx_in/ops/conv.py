@@ -11,8 +11,8 @@ from pipeline.importers.onnx_in.ops.padding import Pads, explicit_pads, pad_befo
 from pipeline.importers.onnx_in.registry import Result, importer
 from pipeline.importers.onnx_in.values import Const, Value
 
-_CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_CONVS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED: dict[int, Any] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED_FUNCTIONS = {
     1: F.conv_transpose1d,
@@ -63,10 +63,10 @@ def conv(op: Op) -> Result:
         raise op.refuse(f"{shape[0]} output channels do not divide into {groups} groups")
     bias = op.maybe(2)
     if not isinstance(x, fx.Node) or not _are_const(weight, bias):
-        return op.call(_FUNCTIONS[count], x, weight, bias, **options)  # type: ignore[no-any-return]
+        return op.call(_FUNCTIONS[count], x, weight, bias, **options)
     module = _CONVS[count](
         shape[1] * groups, shape[0], shape[2:], bias=bias is not None, device="meta", **options
-    )  # type: ignore[arg-type]
+    )
     return _placed(op, module, x, options)
 
 
@@ -80,7 +80,7 @@ def _placed(op: Op, module: nn.Module, x: fx.Node, options: dict[str, Any]) -> f
     assert isinstance(weight, Const), "checked by the caller"
     tensors: dict[str, nn.Parameter | Tensor] = {"weight": op.builder.parameter(weight)}
     if isinstance(bias, Const):
-        if bias.tensor.shape != module.bias.shape:  # type: ignore[union-attr]
+        if bias.tensor.shape != module.bias.shape:
             raise op.refuse(f"its bias is {list(bias.tensor.shape)}")
         tensors["bias"] = op.builder.parameter(bias)
     key = (op.node.op_type, id(tensors["weight"]), _identity(bias), repr(options))
@@ -121,11 +121,13 @@ def conv_transpose(op: Op) -> Result:
         )
         result = _placed(op, module, x, options)
     if direct:
-        return result  # type: ignore[no-any-return]
-    cut = [v for (a, b), e in zip(reversed(pads), reversed(extra), strict=True) for v in (-a, e - b)]
+        return result
+    cut = [
+        v for (a, b), e in zip(reversed(pads), reversed(extra), strict=True) for v in (-a, e - b)
+    ]
     if bias is not None and any(v > 0 for v in cut):
         raise op.refuse(f"output_padding {extra} beyond its stride, with a bias: not supported")
-    return op.call(F.pad, result, cut)  # type: ignore[no-any-return]
+    return op.call(F.pad, result, cut)
 
 
 def _transposed_pads(
@@ -168,7 +170,7 @@ def deform_conv(op: Op) -> Result:
     pads = op.attr("pads", [0, 0, 0, 0])
     if pads[:2] != pads[2:]:
         raise op.refuse(f"pads {pads} differ at the two ends: not supported")
-    return op.call(  # type: ignore[no-any-return]
+    return op.call(
         deform_conv2d, x, offset, weight, op.maybe(3),
         stride=_list(op, "strides", 2, 1), padding=tuple(pads[:2]),
         dilation=_list(op, "dilations", 2, 1), mask=op.maybe(4),
@@ -179,7 +181,7 @@ def flat_col2im(
     x: Tensor, image: list[Any], block: list[int], *, dilation: Any, padding: Any, stride: Any
 ) -> Tensor:
     """Put the columns (N, C k, L) back where they came from, adding where they overlap."""
-    return F.fold(x, image, block, dilation, padding, stride)
+    return F.fold(x, tuple(image), tuple(block), dilation, padding, stride)
 
 
 @importer("Col2Im")
@@ -189,7 +191,7 @@ def col2im(op: Op) -> Result:
     pads = op.attr("pads", [0] * 2 * len(block))
     if len(block) != 2 or pads[:2] != pads[2:]:
         raise op.refuse("only two spatial dimensions and even pads are supported")
-    return op.call(  # type: ignore[no-any-return]
+    return op.call(
         flat_col2im, op.value(0), op.numbers(1), block,
         dilation=_list(op, "dilations", 2, 1), padding=tuple(pads[:2]),
         stride=_list(op, "strides", 2, 1),
@@ -200,4 +202,4 @@ def col2im(op: Op) -> Result:
 def einsum(op: Op) -> Result:
     """The same notation as torch's."""
     equation = op.attr("equation").replace(" ", "")
-    return op.call(torch.einsum, equation, *op.inputs)  # type: ignore[no-any-return]
+    return op.call(torch.einsum, equation, *op.inputs)

@@ -24,8 +24,8 @@ def gather(op: Op) -> Result:
         if size is not None and any(not -size <= p < size for p in positions):
             raise op.refuse(f"position {positions} is out of range for {size} places")
         if places.tensor.ndim == 0:
-            return op.call(torch.select, x, axis, int(places.tensor))  # type: ignore[no-any-return]
-    return op.call(gather_slices, x, places, axis)  # type: ignore[no-any-return]
+            return op.call(torch.select, x, axis, int(places.tensor))
+    return op.call(gather_slices, x, places, axis)
 
 
 def _picked_items(op: Op, x: Items) -> Result:
@@ -55,7 +55,7 @@ def gather_elements_of(x: Tensor, places: Tensor, axis: int) -> Tensor:
 def gather_elements(op: Op) -> Result:
     """Single elements."""
     axis = op.axis(op.attr("axis", 0), op.rank(op.value(0)))
-    return op.call(gather_elements_of, op.value(0), op.value(1), axis)  # type: ignore[no-any-return]
+    return op.call(gather_elements_of, op.value(0), op.value(1), axis)
 
 
 def gather_nd_of(x: Tensor, places: Tensor, batch_dims: int) -> Tensor:
@@ -73,7 +73,7 @@ def gather_nd_of(x: Tensor, places: Tensor, batch_dims: int) -> Tensor:
 @importer("GatherND")
 def gather_nd(op: Op) -> Result:
     """Slices at positions given as rows."""
-    return op.call(gather_nd_of, op.value(0), op.value(1), op.attr("batch_dims", 0))  # type: ignore[no-any-return]
+    return op.call(gather_nd_of, op.value(0), op.value(1), op.attr("batch_dims", 0))
 
 
 _REDUCTIONS = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -92,7 +92,7 @@ def scatter(op: Op) -> Result:
     """Put single elements."""
     axis = op.axis(op.attr("axis", 0), op.rank(op.value(0)))
     reduction = op.attr("reduction", "none")
-    return op.call(scatter_of, op.value(0), op.value(1), op.value(2), axis, reduction)  # type: ignore[no-any-return]
+    return op.call(scatter_of, op.value(0), op.value(1), op.value(2), axis, reduction)
 
 
 def scatter_nd_of(x: Tensor, places: Tensor, updates: Tensor, reduction: str) -> Tensor:
@@ -120,7 +120,7 @@ def scatter_nd_of(x: Tensor, places: Tensor, updates: Tensor, reduction: str) ->
 def scatter_nd(op: Op) -> Result:
     """Put slices."""
     reduction = op.attr("reduction", "none")
-    return op.call(scatter_nd_of, op.value(0), op.value(1), op.value(2), reduction)  # type: ignore[no-any-return]
+    return op.call(scatter_nd_of, op.value(0), op.value(1), op.value(2), reduction)
 
 
 def non_zero_of(x: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def non_zero_of(x: Tensor) -> Tensor:
 @importer("NonZero")
 def non_zero(op: Op) -> Result:
     """Positions of what is not zero."""
-    return op.call(non_zero_of, op.value(0))  # type: ignore[no-any-return]
+    return op.call(non_zero_of, op.value(0))
 
 
 def compressed(x: Tensor, condition: Tensor, axis: int | None) -> Tensor:
@@ -146,7 +146,7 @@ def compress(op: Op) -> Result:
     """The slices for which the condition holds."""
     axis = op.attr("axis")
     axis = None if axis is None else op.axis(axis, op.rank(op.value(0)))
-    return op.call(compressed, op.value(0), op.value(1), axis)  # type: ignore[no-any-return]
+    return op.call(compressed, op.value(0), op.value(1), axis)
 
 
 def reversed_sequences(x: Tensor, lengths: Tensor, batch: int, time: int) -> Tensor:
@@ -164,7 +164,7 @@ def reversed_sequences(x: Tensor, lengths: Tensor, batch: int, time: int) -> Ten
 @importer("ReverseSequence")
 def reverse_sequence(op: Op) -> Result:
     """The first steps of each sequence backwards."""
-    return op.call(  # type: ignore[no-any-return]
+    return op.call(
         reversed_sequences, op.value(0), op.value(1), op.attr("batch_axis", 1),
         op.attr("time_axis", 0),
     )  # fmt: skip

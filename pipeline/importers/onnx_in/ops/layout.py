@@ -20,14 +20,16 @@ def reshape(op: Op) -> Result:
     if isinstance(x, Items):
         return _reshaped_items(op, x, wanted)
     if any(isinstance(w, fx.Node) and probes_of(w) is None for w in wanted):
-        return op.call(reshape_to, x, wanted, bool(op.attr("allowzero", 0)))  # type: ignore[no-any-return]
+        return op.call(reshape_to, x, wanted, bool(op.attr("allowzero", 0)))
     if not op.attr("allowzero", 0):
         if any(isinstance(w, int) and w == 0 for w in wanted[op.rank(x) :]):
             raise op.refuse(f"asks for the size of a dimension that its input lacks: {wanted}")
-        wanted = [op.size(x, i) if w == 0 and isinstance(w, int) else w for i, w in enumerate(wanted)]
+        wanted = [
+            op.size(x, i) if w == 0 and isinstance(w, int) else w for i, w in enumerate(wanted)
+        ]
     if isinstance(x, fx.Node):
         wanted = _dynamic(op, x, wanted)
-    return op.call(torch.reshape, x, wanted)  # type: ignore[no-any-return]
+    return op.call(torch.reshape, x, wanted)
 
 
 def reshape_to(x: Tensor, wanted: list[Any], allow_zero: bool) -> Tensor:
@@ -38,7 +40,7 @@ def reshape_to(x: Tensor, wanted: list[Any], allow_zero: bool) -> Tensor:
 def _reshaped_items(op: Op, x: Items, wanted: list[Number]) -> Result:
     known = [w for w in wanted if isinstance(w, int)]
     if len(known) < len(wanted):
-        return op.call(torch.reshape, op.tensor(x), wanted)  # type: ignore[no-any-return]
+        return op.call(torch.reshape, op.tensor(x), wanted)
     return x.moved(x.places.reshape(known))
 
 
@@ -76,8 +78,8 @@ def flatten(op: Op) -> Result:
     if not 0 <= axis <= rank:
         raise op.refuse(f"axis {axis} is out of range for {rank} dimensions")
     if axis == 1 and rank > 1:
-        return op.call(torch.flatten, op.value(0), 1)  # type: ignore[no-any-return]
-    return op.call(flatten_at, op.value(0), axis)  # type: ignore[no-any-return]
+        return op.call(torch.flatten, op.value(0), 1)
+    return op.call(flatten_at, op.value(0), axis)
 
 
 def flatten_at(x: Tensor, axis: int) -> Tensor:
@@ -98,7 +100,7 @@ def transpose(op: Op) -> Result:
     x = op.value(0)
     if isinstance(x, Items) and not x.is_known:
         return x.moved(x.places.transpose(order))
-    return op.call(torch.permute, op.value(0), tuple(order))  # type: ignore[no-any-return]
+    return op.call(torch.permute, op.value(0), tuple(order))
 
 
 def _axes(op: Op) -> list[int] | None:
@@ -123,7 +125,7 @@ def squeeze(op: Op) -> Result:
     dims = tuple(op.axis(axis, op.rank(x)) for axis in axes)
     if shape is not None and any(shape[d] not in (1, None) for d in dims):
         raise op.refuse(f"axes {axes} of {list(shape)} are not of one element")
-    return op.call(torch.squeeze, x, dims)  # type: ignore[no-any-return]
+    return op.call(torch.squeeze, x, dims)
 
 
 @importer("Unsqueeze")
@@ -141,7 +143,7 @@ def unsqueeze(op: Op) -> Result:
     result: Any = x
     for dim in dims:
         result = op.call(torch.unsqueeze, result, dim)
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 @importer("Concat")
@@ -154,7 +156,7 @@ def concat(op: Op) -> Result:
     axis = op.axis(op.attr("axis", 1), op.rank(values_in[0]))
     if len(values_in) == 1:
         return values_in[0]
-    return op.call(torch.cat, values_in, axis)  # type: ignore[no-any-return]
+    return op.call(torch.cat, values_in, axis)
 
 
 def _joined(items: list[Items], axis: int) -> Items:
@@ -260,7 +262,7 @@ def _sliced(
             result = op.call(narrowed, result, dim, begin, stop)
         else:
             result = op.call(strided, result, dim, start, end, step)
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 def _sliced_items(
@@ -286,7 +288,7 @@ def strided(x: Tensor, dim: int, start: Any, stop: Any, step: int) -> Tensor:
     """x[..., start:stop:step, ...]; a negative step runs backwards, as in numpy."""
     if step > 0:
         return x[(slice(None),) * dim + (slice(start, stop, step),)]
-    places = range(x.shape[dim])[start:_stop_before(stop, x.shape[dim]) : step]
+    places = range(x.shape[dim])[start : _stop_before(stop, x.shape[dim]) : step]
     if len(places) == x.shape[dim] and step == -1:
         return x.flip(dim)
     index = torch.tensor(list(places), dtype=torch.int64, device=x.device)
@@ -311,14 +313,14 @@ def expand(op: Op) -> Result:
     sizes = list(wanted)
     for i, size in enumerate(wanted):
         own = shape[i - front] if i >= front else None
-        if isinstance(size, int) and i >= front and (size == 1 or size == own):
-            sizes[i] = -1
-        elif not isinstance(size, int) and i >= front and own is not None and own != 1:
+        if (isinstance(size, int) and i >= front and (size == 1 or size == own)) or (
+            not isinstance(size, int) and i >= front and own is not None and own != 1
+        ):
             sizes[i] = -1
         elif i >= front and own is None:
             sizes[i] = -1 if op.decided(size) is None else size
     sizes = [-1] * max(-front, 0) + sizes
-    return op.call(Tensor.expand, x, sizes)  # type: ignore[no-any-return]
+    return op.call(Tensor.expand, x, sizes)
 
 
 @importer("Tile", since=6)
@@ -329,7 +331,7 @@ def tile(op: Op) -> Result:
         raise op.refuse(f"{len(repeats)} repeats for {op.rank(op.value(0))} dimensions")
     if all(isinstance(r, int) and r == 1 for r in repeats):
         return op.value(0)
-    return op.call(Tensor.repeat, op.value(0), repeats)  # type: ignore[no-any-return]
+    return op.call(Tensor.repeat, op.value(0), repeats)
 
 
 def depth_to_space_of(x: Tensor, block: int) -> Tensor:
@@ -344,8 +346,8 @@ def depth_to_space(op: Op) -> Result:
     """In the order of pixel_shuffle (CRD), or block by block (DCR)."""
     block = op.attr("blocksize")
     if op.attr("mode", "DCR") == "CRD":
-        return op.call(torch.pixel_shuffle, op.value(0), block)  # type: ignore[no-any-return]
-    return op.call(depth_to_space_of, op.value(0), block)  # type: ignore[no-any-return]
+        return op.call(torch.pixel_shuffle, op.value(0), block)
+    return op.call(depth_to_space_of, op.value(0), block)
 
 
 def space_to_depth_of(x: Tensor, block: int, channel_first: bool) -> Tensor:
@@ -360,14 +362,14 @@ def space_to_depth_of(x: Tensor, block: int, channel_first: bool) -> Tensor:
 def space_to_depth(op: Op) -> Result:
     """Block by block (DCR), or in the order of pixel_unshuffle (CRD)."""
     channel_first = op.attr("mode", "DCR") == "CRD"
-    return op.call(space_to_depth_of, op.value(0), op.attr("blocksize"), channel_first)  # type: ignore[no-any-return]
+    return op.call(space_to_depth_of, op.value(0), op.attr("blocksize"), channel_first)
 
 
 @importer("Trilu")
 def trilu(op: Op) -> Result:
     """One side of the matrix from the k-th diagonal on."""
     function = torch.triu if op.attr("upper", 1) else torch.tril
-    return op.call(function, op.value(0), op.number(1, 0))  # type: ignore[no-any-return]
+    return op.call(function, op.value(0), op.number(1, 0))
 
 
 def crop_or_pad(x: Tensor, wanted: list[int], dims: list[int]) -> Tensor:
@@ -388,6 +390,4 @@ def center_crop_pad(op: Op) -> Result:
     """To given sizes, around the middle."""
     rank = op.rank(op.value(0))
     dims = [op.axis(a, rank) for a in op.attr("axes", list(range(rank)))]
-    return op.call(crop_or_pad, op.value(0), op.numbers(1), dims)  # type: ignore[no-any-return]
-
-
+    return op.call(crop_or_pad, op.value(0), op.numbers(1), dims)

@@ -14,9 +14,7 @@ def _linear(op: Op, x: fx.Node, weight: Const, transposed: bool, bias: Const | N
     """x @ weight (+ bias); `transposed`: the weight is (out, in), as nn.Linear holds it."""
     view = "" if transposed else "t"
     parameter = op.builder.parameter(weight, view, None if transposed else weight.tensor.t())
-    module = nn.Linear(
-        parameter.shape[1], parameter.shape[0], bias=bias is not None, device="meta"
-    )
+    module = nn.Linear(parameter.shape[1], parameter.shape[0], bias=bias is not None, device="meta")
     tensors: dict[str, nn.Parameter | Tensor] = {"weight": parameter}
     if bias is not None:
         size = parameter.shape[0]
@@ -54,7 +52,7 @@ def gemm(op: Op) -> Result:
         if beta == 1 and _is_row(c, width):
             assert isinstance(c, Const)
             return _linear(op, a, b, trans_b, c)
-    return op.call(general_gemm, a, b, c, alpha, beta, trans_a, trans_b)  # type: ignore[no-any-return]
+    return op.call(general_gemm, a, b, c, alpha, beta, trans_a, trans_b)
 
 
 def general_gemm(
@@ -80,4 +78,4 @@ def matmul(op: Op) -> Result:
         and op.rank(a) >= 2
     ):
         return _linear(op, a, b, False, op.builder.bias_after(op.node, b.tensor.shape[1]))
-    return op.call(torch.matmul, a, b)  # type: ignore[no-any-return]
+    return op.call(torch.matmul, a, b)

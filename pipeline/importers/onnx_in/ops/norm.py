@@ -30,9 +30,7 @@ def batch_norm(op: Op) -> Result:
     rank = op.rank(x)
     known = all(isinstance(v, Const) for v in (scale, shift, mean, var))
     if not known or rank not in _BATCH_NORMS or not isinstance(x, fx.Node):
-        return op.call(  # type: ignore[no-any-return]
-            F.batch_norm, x, mean, var, scale, shift, False, 1 - momentum, epsilon
-        )
+        return op.call(F.batch_norm, x, mean, var, scale, shift, False, 1 - momentum, epsilon)
     assert isinstance(scale, Const) and isinstance(shift, Const)
     assert isinstance(mean, Const) and isinstance(var, Const)
     width = scale.tensor.numel()
@@ -55,7 +53,7 @@ def batch_norm(op: Op) -> Result:
 @importer("InstanceNormalization")
 def instance_norm(op: Op) -> Result:
     """Over the places of each channel of each sample."""
-    return op.call(  # type: ignore[no-any-return]
+    return op.call(
         F.instance_norm, op.value(0), None, None, op.value(1), op.value(2),
         True, 0.0, op.attr("epsilon", 1e-5),
     )  # fmt: skip
@@ -112,9 +110,7 @@ def rms_norm_of(x: Tensor, scale: Tensor, axis: int, epsilon: float) -> Tensor:
 def rms_norm(op: Op) -> Result:
     """x over the root of its mean square."""
     axis = op.axis(op.attr("axis", -1), op.rank(op.value(0)))
-    return op.call(  # type: ignore[no-any-return]
-        rms_norm_of, op.value(0), op.value(1), axis, op.attr("epsilon", 1e-5)
-    )
+    return op.call(rms_norm_of, op.value(0), op.value(1), axis, op.attr("epsilon", 1e-5))
 
 
 def group_norm_21(x: Tensor, groups: int, scale: Tensor, shift: Tensor, epsilon: float) -> Tensor:
@@ -142,7 +138,7 @@ def group_norm(op: Op) -> Result:
 
 
 def _group_norm(op: Op, function: Any) -> Result:
-    return op.call(  # type: ignore[no-any-return]
+    return op.call(
         function, op.value(0), op.attr("num_groups"), op.value(1), op.value(2),
         op.attr("epsilon", 1e-5),
     )  # fmt: skip
@@ -160,7 +156,7 @@ def lrn_of(x: Tensor, size: int, alpha: float, beta: float, bias: float) -> Tens
 @importer("LRN")
 def lrn(op: Op) -> Result:
     """Over neighbouring channels."""
-    return op.call(  # type: ignore[no-any-return]
+    return op.call(
         lrn_of, op.value(0), op.attr("size"), op.attr("alpha", 1e-4), op.attr("beta", 0.75),
         op.attr("bias", 1.0),
     )  # fmt: skip
@@ -176,7 +172,7 @@ def lp_norm_of(x: Tensor, p: int, axis: int) -> Tensor:
 def lp_norm(op: Op) -> Result:
     """Along one axis, p is 1 or 2."""
     axis = op.axis(op.attr("axis", -1), op.rank(op.value(0)))
-    return op.call(lp_norm_of, op.value(0), op.attr("p", 2), axis)  # type: ignore[no-any-return]
+    return op.call(lp_norm_of, op.value(0), op.attr("p", 2), axis)
 
 
 def mean_variance_of(x: Tensor, axes: list[int]) -> Tensor:
@@ -189,4 +185,4 @@ def mean_variance_of(x: Tensor, axes: list[int]) -> Tensor:
 @importer("MeanVarianceNormalization", since=9)
 def mean_variance(op: Op) -> Result:
     """Mean zero and variance one."""
-    return op.call(mean_variance_of, op.value(0), op.attr("axes", [0, 2, 3]))  # type: ignore[no-any-return]
+    return op.call(mean_variance_of, op.value(0), op.attr("axes", [0, 2, 3]))

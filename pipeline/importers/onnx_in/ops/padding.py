@@ -55,9 +55,7 @@ def _same(
     return result
 
 
-def pad_before(
-    op: Op, x: Value, pads: Pads, value: float = 0.0
-) -> tuple[Value, tuple[int, ...]]:
+def pad_before(op: Op, x: Value, pads: Pads, value: float = 0.0) -> tuple[Value, tuple[int, ...]]:
     """The input, padded where a layer cannot, and the padding left to the layer."""
     if all(front == end and front >= 0 for front, end in pads):
         return x, tuple(front for front, _ in pads)
@@ -134,10 +132,10 @@ def _padded(op: Op, amounts: list[Number], axes: list[int], value: Any) -> Resul
     ):
         return op.value(0)
     if mode == "constant":
-        return op.call(F.pad, op.value(0), flat, "constant", value)  # type: ignore[no-any-return]
+        return op.call(F.pad, op.value(0), flat, "constant", value)
     if mode in _BUILT_IN and len(pairs) == rank - 2 and _fits(op, pairs):
-        return op.call(F.pad, op.value(0), flat, _BUILT_IN[mode])  # type: ignore[no-any-return]
-    return op.call(pad_tensor, op.value(0), flat, mode, value)  # type: ignore[no-any-return]
+        return op.call(F.pad, op.value(0), flat, _BUILT_IN[mode])
+    return op.call(pad_tensor, op.value(0), flat, mode, value)
 
 
 def _fits(op: Op, pairs: list[tuple[Number, Number]]) -> bool:

@@ -60,13 +60,16 @@ class _Window:
     @property
     def torch_pads(self) -> tuple[int, ...] | None:
         """The padding as torch's poolings take it; None where they cannot."""
-        fits = all(a == b and 0 <= a <= k // 2 for (a, b), k in zip(self.pads, self.kernel, strict=True))
+        fits = all(
+            a == b and 0 <= a <= k // 2 for (a, b), k in zip(self.pads, self.kernel, strict=True)
+        )
         return tuple(a for a, _ in self.pads) if fits else None
 
     def flat(self, *, with_extra: bool) -> list[int]:
         """Amounts for F.pad."""
         pairs = [
-            (a, b + (e if with_extra else 0)) for (a, b), e in zip(self.pads, self.extra, strict=True)
+            (a, b + (e if with_extra else 0))
+            for (a, b), e in zip(self.pads, self.extra, strict=True)
         ]
         return [amount for pair in reversed(pairs) for amount in pair]
 
@@ -84,7 +87,10 @@ def max_pool(op: Op) -> Result:
     if len(op.node.output) > 1:
         if padding is None or window.ceil:
             raise op.refuse("indices together with uneven pads or ceil_mode are not supported")
-        return op.unpack(op.call(max_with_indices, x, window.kernel, window.strides, padding, window.dilations), 2)  # fmt: skip # noqa: E501
+        return op.unpack(
+            op.call(max_with_indices, x, window.kernel, window.strides, padding, window.dilations),
+            2,
+        )
     if not dtype.is_floating_point:
         x = op.call(Tensor.to, x, torch.float64)
     if padding is None:
@@ -97,7 +103,7 @@ def max_pool(op: Op) -> Result:
             _MAX[count], x, window.kernel, window.strides, padding,
             dilation=window.dilations, ceil_mode=window.ceil,
         )  # fmt: skip
-    return result if dtype.is_floating_point else op.call(Tensor.to, result, dtype)  # type: ignore[no-any-return]
+    return result if dtype.is_floating_point else op.call(Tensor.to, result, dtype)
 
 
 def max_with_indices(
@@ -143,11 +149,11 @@ def average_pool(op: Op) -> Result:
     padding = window.torch_pads
     plain = padding is not None and all(d == 1 for d in window.dilations)
     if plain:
-        return op.call(  # type: ignore[no-any-return]
+        return op.call(
             _AVG[len(window.kernel)], op.value(0), window.kernel, window.strides, padding,
             ceil_mode=window.ceil, count_include_pad=include,
         )  # fmt: skip
-    return op.call(  # type: ignore[no-any-return]
+    return op.call(
         uneven_avg_pool, op.value(0), window.kernel, window.strides, window.dilations,
         window.flat(with_extra=True), window.flat(with_extra=False) if include else None,
     )  # fmt: skip
@@ -164,7 +170,7 @@ def lp_pool_of(x: Tensor, kernel: Any, strides: Any, dilations: Any, pads: Any, 
 def lp_pool(op: Op) -> Result:
     """The p-norm of each window."""
     window = _Window(op)
-    return op.call(  # type: ignore[no-any-return]
+    return op.call(
         lp_pool_of, op.value(0), window.kernel, window.strides, window.dilations,
         window.flat(with_extra=True), op.attr("p", 2),
     )  # fmt: skip
@@ -182,12 +188,12 @@ def global_pool(op: Op) -> Result:
     x, rank = op.value(0), op.rank(op.value(0))
     dims = list(range(2, rank))
     if op.node.op_type == "GlobalLpPool":
-        return op.call(global_lp, x, op.attr("p", 2))  # type: ignore[no-any-return]
+        return op.call(global_lp, x, op.attr("p", 2))
     if op.node.op_type == "GlobalMaxPool":
-        return op.call(torch.amax, x, dims, keepdim=True)  # type: ignore[no-any-return]
+        return op.call(torch.amax, x, dims, keepdim=True)
     if rank == 4:
-        return op.call(F.adaptive_avg_pool2d, x, 1)  # type: ignore[no-any-return]
-    return op.call(torch.mean, x, dims, keepdim=True)  # type: ignore[no-any-return]
+        return op.call(F.adaptive_avg_pool2d, x, 1)
+    return op.call(torch.mean, x, dims, keepdim=True)
 
 
 def unpool(x: Tensor, places: Tensor, size: list[Any]) -> Tensor:
@@ -210,7 +216,7 @@ def max_unpool(op: Op) -> Result:
         sizes.append((size - 1) * strides[i] + kernel[i] - pads[i] - pads[i + count])
     result = op.call(unpool, op.value(0), op.value(1), sizes)
     if not op.has(2):
-        return result  # type: ignore[no-any-return]
+        return result
     wanted = op.const_ints(2)
     amounts = [v for i in range(count) for v in (0, wanted[-1 - i] - sizes[-1 - i])]
-    return op.call(F.pad, result, amounts)  # type: ignore[no-any-return]
+    return op.call(F.pad, result, amounts)

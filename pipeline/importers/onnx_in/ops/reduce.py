@@ -103,15 +103,22 @@ def _reduced(op: Op, axes: list[int] | None) -> Result:
     rank = op.rank(x)
     if not axes and op.attr("noop_with_empty_axes", 0):
         axes = []  # nothing is summed, what is done to each element is done all the same
-    dims = [op.axis(a, rank) for a in (axes if axes is not None and (axes or op.attr("noop_with_empty_axes", 0)) else range(rank))]  # noqa: E501
+    dims = [
+        op.axis(a, rank)
+        for a in (
+            axes
+            if axes is not None and (axes or op.attr("noop_with_empty_axes", 0))
+            else range(rank)
+        )
+    ]
     if not dims:
         # one more dimension of one element, taken away by the reduction
-        return op.call(of_single, x, op.node.op_type)  # type: ignore[no-any-return]
+        return op.call(of_single, x, op.node.op_type)
     keep = bool(op.attr("keepdims", 1))
     if op.node.op_type in ("ReduceMean", "ReduceSum") and op.dtype(x).is_floating_point:
         function = torch.mean if op.node.op_type == "ReduceMean" else torch.sum
-        return op.call(function, x, dims, keepdim=keep)  # type: ignore[no-any-return]
-    return op.call(_REDUCE[op.node.op_type], x, dims, keep)  # type: ignore[no-any-return]
+        return op.call(function, x, dims, keepdim=keep)
+    return op.call(_REDUCE[op.node.op_type], x, dims, keep)
 
 
 def _times(a: Any, b: Any) -> Any:
@@ -155,14 +162,12 @@ def arg_extreme(op: Op) -> Result:
     keep, largest = bool(op.attr("keepdims", 1)), op.node.op_type == "ArgMax"
     if op.attr("select_last_index", 0):
         found = op.call(last_extreme, op.value(0), axis, largest)
-        return found if keep else op.call(torch.squeeze, found, axis)  # type: ignore[no-any-return]
+        return found if keep else op.call(torch.squeeze, found, axis)
     function = torch.argmax if largest else torch.argmin
-    return op.call(function, op.value(0), axis, keepdim=keep)  # type: ignore[no-any-return]
+    return op.call(function, op.value(0), axis, keepdim=keep)
 
 
-def running_total(
-    x: Tensor, axis: int, exclusive: bool, reverse: bool, product: bool
-) -> Tensor:
+def running_total(x: Tensor, axis: int, exclusive: bool, reverse: bool, product: bool) -> Tensor:
     """Totals along an axis, with or without the element itself, from the front or the end."""
     if reverse:
         x = x.flip(axis)
@@ -180,9 +185,9 @@ def cumulative(op: Op) -> Result:
     function = torch.cumsum if op.node.op_type == "CumSum" else torch.cumprod
     exclusive, reverse = bool(op.attr("exclusive", 0)), bool(op.attr("reverse", 0))
     if not exclusive and not reverse:
-        return op.call(function, op.value(0), axis, dtype=op.dtype(op.value(0)))  # type: ignore[no-any-return]
+        return op.call(function, op.value(0), axis, dtype=op.dtype(op.value(0)))
     product = function is torch.cumprod
-    return op.call(running_total, op.value(0), axis, exclusive, reverse, product)  # type: ignore[no-any-return]
+    return op.call(running_total, op.value(0), axis, exclusive, reverse, product)
 
 
 @importer("TopK")

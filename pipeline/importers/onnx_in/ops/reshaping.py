@@ -19,9 +19,7 @@ class Source:
     divisor: int = 1
 
 
-def follow_sizes(
-    shapes: list[tuple[int, ...]], written: list[int | None]
-) -> dict[int, Source]:
+def follow_sizes(shapes: list[tuple[int, ...]], written: list[int | None]) -> dict[int, Source]:
     """Place in the Reshape -> source. `written` has None for sizes that are dynamic already."""
     found = [_follow(shape, written) for shape in shapes]
     # What holds for one batch only is a coincidence of numbers.
@@ -36,7 +34,9 @@ def _follow(shape: tuple[int, ...], written: list[int | None]) -> dict[int, Sour
     result: dict[int, Source] = {}
     front = _walk(list(enumerate(shape)), list(enumerate(written)), result)
     if not front:  # a -1 or a dynamic size in the way: go on from the end
-        _walk(list(reversed(list(enumerate(shape)))), list(reversed(list(enumerate(written)))), result)
+        _walk(
+            list(reversed(list(enumerate(shape)))), list(reversed(list(enumerate(written)))), result
+        )
     return result
 
 

@@ -139,7 +139,7 @@ def _resized(op: Op, plan: _Plan) -> Result:
         return op.value(0)
     direct = _as_interpolate(op, plan)
     if direct is not None:
-        return op.call(F.interpolate, op.value(0), **direct)  # type: ignore[no-any-return]
+        return op.call(F.interpolate, op.value(0), **direct)
     result: Any = op.value(0)
     for i, axis in enumerate(plan.axes):
         size = plan.shape[axis] or 0
@@ -154,10 +154,8 @@ def _resized(op: Op, plan: _Plan) -> Result:
             result = op.call(weighted, result, axis, op.builder.fixed(op.node, weights))
         if outside is not None:
             keep = op.builder.fixed(op.node, torch.from_numpy(outside))
-            result = op.call(
-                fill_outside, result, axis, keep, op.attr("extrapolation_value", 0.0)
-            )
-    return result  # type: ignore[no-any-return]
+            result = op.call(fill_outside, result, axis, keep, op.attr("extrapolation_value", 0.0))
+    return result
 
 
 def take(x: Tensor, axis: int, places: list[int]) -> Tensor:
@@ -188,9 +186,10 @@ def _as_interpolate(op: Op, plan: _Plan) -> dict[str, Any] | None:
     if not op.dtype(op.value(0)).is_floating_point:
         return None
     sizes = [plan.sizes[plan.axes.index(a)] if a in plan.axes else plan.shape[a] for a in spatial]
-    ratios = [new / (plan.shape[a] or 1) for new, a in zip(sizes, spatial, strict=True)]  # type: ignore[operator]
+    ratios = [(new or 1) / (plan.shape[a] or 1) for new, a in zip(sizes, spatial, strict=True)]
     exact = all(
-        scale == size / (plan.shape[axis] or 1) or np.float32(scale) == np.float32(size / (plan.shape[axis] or 1))
+        scale == size / (plan.shape[axis] or 1)
+        or np.float32(scale) == np.float32(size / (plan.shape[axis] or 1))
         for axis, scale, size in zip(plan.axes, plan.scales, plan.sizes, strict=True)
     )
     if not exact:
@@ -202,8 +201,11 @@ def _as_interpolate(op: Op, plan: _Plan) -> dict[str, Any] | None:
     if plan.mode == "nearest":
         same = plan.transform == "asymmetric" and plan.nearest == "floor" and whole
         # Where each place is repeated a whole number of times every rounding agrees but the ceil.
-        same |= whole and plan.transform == "half_pixel" and plan.nearest != "ceil" and (
-            plan.nearest.startswith("round")
+        same |= (
+            whole
+            and plan.transform == "half_pixel"
+            and plan.nearest != "ceil"
+            and (plan.nearest.startswith("round"))
         )
         return size_option | {"mode": "nearest"} if same else None
     linear = {3: "linear", 4: "bilinear", 5: "trilinear"}[rank]

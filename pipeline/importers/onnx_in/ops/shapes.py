@@ -66,7 +66,7 @@ def constant_of_shape(op: Op) -> Result:
     if any(s < 0 for s in known):
         raise op.refuse(f"has a negative size: {known}")
     if len(known) < len(sizes):
-        return op.call(filled, op.builder.anchor, sizes, value, dtype)  # type: ignore[no-any-return]
+        return op.call(filled, op.builder.anchor, sizes, value, dtype)
     if math.prod(known) * dtype.itemsize > MAX_FOLDED_BYTES:
         raise op.refuse(f"would make a tensor {known}: refused")
     return Const(torch.full(known, value, dtype=dtype))
@@ -83,7 +83,7 @@ def count(op: Op) -> Result:
     dtype = op.dtype(op.value(0))
     numbers = [op.numbers(i)[0] for i in range(3)]
     if any(isinstance(n, fx.Node) for n in numbers):
-        return op.call(counted, op.builder.anchor, *numbers, dtype)  # type: ignore[no-any-return]
+        return op.call(counted, op.builder.anchor, *numbers, dtype)
     start, limit, step = (op.number(i) for i in range(3))
     length = max(math.ceil((limit - start) / step), 0)
     if length * dtype.itemsize > MAX_FOLDED_BYTES:
@@ -104,7 +104,7 @@ def eye_like(op: Op) -> Result:
     """Of the size of a matrix."""
     code = op.attr("dtype")
     dtype = op.dtype(op.value(0)) if code is None else torch_dtype(code, f"node {op.node.name!r}")
-    return op.call(eye_like_of, op.value(0), op.attr("k", 0), dtype)  # type: ignore[no-any-return]
+    return op.call(eye_like_of, op.value(0), op.attr("k", 0), dtype)
 
 
 def one_hot_of(places: Tensor, depth: int, values: Tensor, axis: int) -> Tensor:
@@ -126,9 +126,7 @@ def one_hot(op: Op) -> Result:
         depth = int(depth)
     if isinstance(depth, fx.Node) and op.dtype(op.value(1)).is_floating_point:
         raise op.refuse("its depth is a float that is computed while the network runs")
-    return op.call(  # type: ignore[no-any-return]
-        one_hot_of, op.value(0), depth, op.value(2), op.axis(op.attr("axis", -1), rank)
-    )
+    return op.call(one_hot_of, op.value(0), depth, op.value(2), op.axis(op.attr("axis", -1), rank))
 
 
 _RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike")
@@ -138,5 +136,3 @@ _RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLi
 def random(op: Op) -> Result:
     """Refused: two runs of such a network cannot be compared, so nothing could be proven."""
     raise op.refuse("draws random numbers: the result could not be proven; export in eval mode")
-
-

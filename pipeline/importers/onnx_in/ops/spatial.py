@@ -21,7 +21,7 @@ def grid_sample(op: Op) -> Result:
     mode, padding = op.attr("mode", "linear"), op.attr("padding_mode", "zeros")
     if op.rank(op.value(0)) == 5 and "cubic" in mode:
         raise op.refuse("cubic sampling of volumes is not supported")
-    return op.call(  # type: ignore[no-any-return]
+    return op.call(
         F.grid_sample, op.value(0), op.value(1), mode=_GRID_MODES[mode], padding_mode=padding,
         align_corners=bool(op.attr("align_corners", 0)),
     )  # fmt: skip
@@ -31,7 +31,7 @@ def grid_sample(op: Op) -> Result:
 def affine_grid(op: Op) -> Result:
     """torch's own op."""
     corners = bool(op.attr("align_corners", 0))
-    return op.call(F.affine_grid, op.value(0), op.numbers(1), align_corners=corners)  # type: ignore[no-any-return]
+    return op.call(F.affine_grid, op.value(0), op.numbers(1), align_corners=corners)
 
 
 def aligned(
@@ -53,7 +53,7 @@ def roi_align(op: Op) -> Result:
     default = "half_pixel" if op.opset >= 16 else "output_half_pixel"
     half = op.attr("coordinate_transformation_mode", default) == "half_pixel"
     size = (op.attr("output_height", 1), op.attr("output_width", 1))
-    return op.call(  # type: ignore[no-any-return]
+    return op.call(
         aligned, op.value(0), op.value(1), op.value(2), size, op.attr("spatial_scale", 1.0),
         op.attr("sampling_ratio", 0), half,
     )  # fmt: skip
@@ -90,6 +90,4 @@ def non_max_suppression(op: Op) -> Result:
     most, overlap = int(op.number(2, 0)), float(op.number(3, 0.0))
     least: Any = op.number(4, None)
     centred = bool(op.attr("center_point_box", 0))
-    return op.call(  # type: ignore[no-any-return]
-        suppressed, op.value(0), op.value(1), most, overlap, least, centred
-    )
+    return op.call(suppressed, op.value(0), op.value(1), most, overlap, least, centred)
