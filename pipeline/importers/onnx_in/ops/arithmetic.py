@@ -120,16 +120,10 @@ def binary(op: Op) -> Result:
         return on_items(op, _ON_NUMBERS[name], items, name)
     if op.is_wide_unsigned(a):
         raise op.refuse(f"torch has no {name} of wide unsigned integers")
-    left, right = literal(op, a, b), literal(op, b, a)
-    if not isinstance(left, Const | Items | fx.Node) and name == "Pow":
-        left = a  # a number to the power of a tensor has no type of its own
-    if (
-        not isinstance(left, Const | Items | fx.Node)
-        and _ON_TENSORS[name].__module__ != "_operator"
-    ):
-        left = a if name not in ("Div",) else left
-    if name.startswith("Bitwise") or name in ("And", "Or", "Xor"):
-        left, right = a, b
+    # Python's operators take a number on either side, torch's functions on the right alone, and
+    # its logic on neither.
+    left = literal(op, a, b) if name in ("Add", "Sub", "Mul") else a
+    right = b if name.startswith("Bitwise") or name in ("And", "Or", "Xor") else literal(op, b, a)
     return op.call(_ON_TENSORS[name], left, right)
 
 
