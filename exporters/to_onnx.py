@@ -35,7 +35,8 @@ class ExportRequest:
     input_names: None gives the argument names of `forward`.
     output_names: None gives "output", "output_1", "output_2", ...
     opset: None gives the default of torch's exporter; the smallest possible is 18.
-    dynamic_batch: dimension 0 of every input is free and called "batch".
+    dynamic_batch: dimension 0 of every input is free and called `batch_name`.
+    doc_string: stored in the file as the model's description.
     metadata: strings stored in the file's metadata_props.
     """
 
@@ -45,6 +46,8 @@ class ExportRequest:
     output_names: tuple[str, ...] | None = None
     opset: int | None = None
     dynamic_batch: bool = True
+    batch_name: str = "batch"
+    doc_string: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,7 +89,8 @@ def export_onnx(model: nn.Module, request: ExportRequest) -> OnnxFile:
     program = capture(model, request.example_inputs, dynamic_batch=request.dynamic_batch)
     proto = clean(_translate(program, request))
     if request.dynamic_batch:
-        _name_batch(proto)
+        _name_batch(proto, request.batch_name)
+    proto.doc_string = request.doc_string or proto.doc_string
     onnx.helper.set_model_props(proto, request.metadata)
     onnx.checker.check_model(proto)
     content = proto.SerializeToString()
@@ -149,8 +153,8 @@ def _opset(proto: onnx.ModelProto) -> int:
     return next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
 
 
-def _name_batch(proto: onnx.ModelProto) -> None:
-    """Call the symbol of dimension 0 "batch" everywhere; torch numbers its symbols (s6, s31)."""
+def _name_batch(proto: onnx.ModelProto, name: str) -> None:
+    """Call the symbol of dimension 0 `name` everywhere; torch numbers its symbols (s6, s31)."""
     symbols = set()
     for value in proto.graph.input:
         first = value.type.tensor_type.shape.dim[0]
@@ -163,4 +167,4 @@ def _name_batch(proto: onnx.ModelProto) -> None:
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param in symbols:
-                dim.dim_param = "batch"
+                dim.dim_param = name

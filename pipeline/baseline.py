@@ -16,7 +16,7 @@ import gbn
 from exporters.session import Session
 from pipeline import verify
 from pipeline.compress import Goal
-from pipeline.config import RunConfig
+from pipeline.config import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data, DataRequest, load_data
 from pipeline.errors import UsageError
@@ -43,12 +43,33 @@ def export_request(
     config: RunConfig, loaded: LoadedModel, path: Path, metadata: dict[str, str]
 ) -> exporters.ExportRequest:
     """How both files are exported, so that they differ in nothing but the cut."""
+    interface = loaded.interface
+    opset = config.deploy.opset or exported_opset(loaded)
+    if interface is None:
+        return exporters.ExportRequest(
+            example_inputs=(torch.zeros(2, *loaded.input_size),),
+            path=path,
+            opset=opset,
+            metadata=metadata,
+        )
     return exporters.ExportRequest(
-        example_inputs=(torch.zeros(2, *loaded.input_size),),
+        example_inputs=(torch.zeros(interface.fixed_batch or 2, *loaded.input_size),),
         path=path,
-        opset=config.deploy.opset,
-        metadata=metadata,
+        input_names=tuple(port.name for port in interface.inputs),
+        output_names=tuple(port.name for port in interface.outputs),
+        opset=opset,
+        dynamic_batch=interface.fixed_batch is None,
+        batch_name=interface.batch_name or "batch",
+        doc_string=interface.doc_string,
+        metadata=interface.metadata | metadata,
     )
+
+
+def exported_opset(loaded: LoadedModel) -> int:
+    """That of a model given as ONNX, or the nearest that can be written; else the default."""
+    if loaded.interface is None:
+        return DEFAULT_OPSET
+    return min(max(loaded.interface.opset, MIN_OPSET), MAX_OPSET)
 
 
 def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> Baseline:
@@ -59,6 +80,12 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     console.say(loaded.description)
     for warning in loaded.warnings:
         console.warn(warning)
+    if loaded.interface is not None and config.deploy.opset is None:
+        own, written = loaded.interface.opset, exported_opset(loaded)
+        if own != written:
+            console.warn(
+                f"the file is of opset {own}, which cannot be written: exported as {written}"
+            )
     _require_finite(loaded)
     _all_learn(loaded, console)
     console.say(f"input size: {','.join(str(n) for n in loaded.input_size)}")

@@ -31,6 +31,8 @@ __all__ = [
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 AUGMENTATIONS = ("auto", "standard", "none")
 MIN_OPSET = 18
+MAX_OPSET = 23
+"""The newest that torch's exporter writes."""
 DEFAULT_OPSET = 20
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -193,8 +195,9 @@ class DeployConfig:
 
     provider: str = "cpu"
     """The onnxruntime execution provider that must run the graph."""
-    opset: int = DEFAULT_OPSET
-    """Version of ONNX's operator set."""
+    opset: int | None = None
+    """Version of ONNX's operator set; None takes that of a model given as ONNX, where it can be
+    written, else the default."""
     latency_batch: int = 1
     """Batch size at which latency is measured."""
 
@@ -204,7 +207,7 @@ class DeployConfig:
             f"--provider: {self.provider!r} is not one of {', '.join(PROVIDERS)}",
         )
         _require(
-            self.opset >= MIN_OPSET,
+            self.opset is None or self.opset >= MIN_OPSET,
             f"--opset: {self.opset} is below {MIN_OPSET}, the oldest that torch's exporter writes",
         )
         _require(self.latency_batch >= 1, f"latency batch {self.latency_batch} is below 1")

@@ -190,7 +190,8 @@ def _measure(
         surgery = Difference(max_abs_diff=worst["max_abs_diff"], tolerance=worst["tolerance"])
     else:
         skipped["surgery"] = "nothing had to be removed"
-    batch = torch.zeros(config.deploy.latency_batch, *loaded.input_size)
+    fixed = loaded.interface.fixed_batch if loaded.interface is not None else None
+    batch = torch.zeros(fixed or config.deploy.latency_batch, *loaded.input_size)
     target = config.target
     timed = verify.latency(baseline.session, after, batch, config.recovery.seed)
     for warning in timed.warnings:

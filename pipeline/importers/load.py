@@ -1,8 +1,8 @@
 """Load the user's model, whatever kind of file it is in.
 
 What enters: a `ModelSource`. What leaves: a `LoadedModel` that has run once at its input size.
-Refused: what cannot be read safely, TorchScript and ONNX files, weights without or with the wrong
-architecture, and models whose input size is stated nowhere.
+Refused: what cannot be read safely, weights without or with the wrong architecture, and models
+whose input size is stated nowhere.
 """
 
 from dataclasses import dataclass, field
@@ -20,6 +20,8 @@ from pipeline.importers.callables import import_path
 from pipeline.importers.check import check_forward, num_outputs
 from pipeline.importers.detect import FileKind, detect_kind
 from pipeline.importers.exported import load_exported
+from pipeline.importers.from_onnx import load_onnx, load_torchscript
+from pipeline.importers.onnx_in import Interface
 from pipeline.importers.preprocessing import InputConfig, input_config
 from pipeline.importers.safe_load import load_checkpoint
 from pipeline.importers.source import LoadedModel, ModelSource
@@ -31,6 +33,8 @@ class _Found:
     module: nn.Module
     how: str
     notes: list[str] = field(default_factory=list)
+    interface: Interface | None = None
+    input_size: tuple[int, int, int] | None = None
 
 
 def load_network(source: ModelSource) -> tuple[nn.Module, str, tuple[str, ...]]:
@@ -55,7 +59,7 @@ def load_model(source: ModelSource) -> LoadedModel:
         found = _find(source, kind)
         notes = [*found.notes, *_convert(found.module)]
         config = input_config(found.module, source.arch)
-        input_size = _input_size(source, config)
+        input_size = found.input_size or _input_size(source, config)
         output = check_forward(found.module, input_size)
     mean, std, origin = config.mean, config.std, config.origin
     if mean is not None and len(mean) != input_size[0]:
@@ -71,6 +75,7 @@ def load_model(source: ModelSource) -> LoadedModel:
         sha256=file_sha256(source.path),
         description=f"{source.path.name}: {found.how}",
         warnings=tuple(notes),
+        interface=found.interface,
     )
 
 
@@ -86,15 +91,15 @@ def _code_folders(source: ModelSource) -> list[Path]:
 
 def _find(source: ModelSource, kind: FileKind) -> _Found:
     path = source.path
-    if kind is FileKind.ONNX:
-        raise UsageError(
-            f"{path}: not yet supported: an ONNX file as MODEL; give the PyTorch model that it "
-            "was exported from"
-        )
-    if kind is FileKind.TORCHSCRIPT:
-        raise UsageError(
-            f"{path}: not yet supported: a TorchScript file as MODEL; save the original module "
-            "with torch.save, or its state dict and give --arch"
+    if kind in (FileKind.ONNX, FileKind.TORCHSCRIPT):
+        load = load_onnx if kind is FileKind.ONNX else load_torchscript
+        module, interface, notes = load(source)
+        return _Found(
+            module=module,
+            how=kind.value,
+            notes=[*notes, *_unused_arch(source)],
+            interface=interface if kind is FileKind.ONNX else None,
+            input_size=interface.image_size,
         )
     if kind is FileKind.EXPORTED_PROGRAM:
         return _Found(

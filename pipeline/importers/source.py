@@ -7,6 +7,7 @@ from torch import nn
 
 from pipeline.config import ModelConfig
 from pipeline.errors import UsageError
+from pipeline.importers.onnx_in.interface import Interface
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class LoadedModel:
     sha256: of the model file.
     description: what was loaded and how, in one line.
     warnings: everything that was done beyond the plain reading of the file.
+    interface: of an ONNX file: its names, sizes, opset and texts, which the export gives back.
     """
 
     module: nn.Module
@@ -68,3 +70,4 @@ class LoadedModel:
     sha256: str
     description: str
     warnings: tuple[str, ...]
+    interface: Interface | None = None

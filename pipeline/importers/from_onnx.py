@@ -1,0 +1,106 @@
+"""ONNX and TorchScript files as models of the main job.
+
+What enters: a `ModelSource`. What leaves: the network, its interface and notes.
+Refused: what the importer refuses, files of several inputs, inputs that are no float images, and
+networks that fix their batch inside.
+"""
+
+import io
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import fx
+
+from pipeline.errors import UsageError, one_line
+from pipeline.importers.callables import FOREIGN_ERRORS
+from pipeline.importers.onnx_in import ImportedOnnx, Interface, import_onnx, import_proto
+from pipeline.importers.onnx_in.batch import samples_are_independent
+from pipeline.importers.source import ModelSource
+
+_SCRIPT_OPSET = 17
+"""Of the ONNX file in between: the newest that torch's TorchScript exporter writes without loss."""
+_FLOATS = (torch.float32, torch.float16, torch.float64)
+
+
+def load_onnx(source: ModelSource) -> tuple[fx.GraphModule, Interface, list[str]]:
+    """The network in an ONNX file. Raises UsageError."""
+    imported = import_onnx(source.path, source.input_size)
+    return _for_main_job(imported, source.path)
+
+
+def load_torchscript(source: ModelSource) -> tuple[fx.GraphModule, Interface, list[str]]:
+    """The network in a TorchScript file, through ONNX; torch's interpreter runs its code.
+
+    Raises UsageError.
+    """
+    path = source.path
+    if source.input_size is None:
+        raise UsageError(
+            f"{path}: a TorchScript file does not say its input size: --input-size C,H,W"
+        )
+    try:
+        proto = _as_onnx(path, source.input_size)
+        imported = import_proto(proto, path.parent, source.input_size)
+    except UsageError as error:
+        raise type(error)(f"{path}: {error}") from error
+    module, interface, notes = _for_main_job(imported, path)
+    # What the file in between is called and made of says nothing about the user's file.
+    return module, replace(interface, metadata={}, doc_string=""), notes
+
+
+def _as_onnx(path: Path, input_size: tuple[int, int, int]) -> onnx.ModelProto:
+    buffer: Any = io.BytesIO()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            script = torch.jit.load(path, map_location="cpu").eval()
+            torch.onnx.export(
+                script,
+                (torch.zeros(2, *input_size),),
+                buffer,
+                dynamo=False,
+                opset_version=_SCRIPT_OPSET,
+                input_names=["input"],
+                dynamic_axes={"input": {0: "batch"}},
+                # Norms stay norms, and constants what the file has.
+                training=torch.onnx.TrainingMode.PRESERVE,
+                do_constant_folding=False,
+            )
+    except (*FOREIGN_ERRORS, torch.onnx.errors.OnnxExporterError) as error:
+        raise UsageError(f"torch cannot read or translate it ({one_line(error)})") from error
+    return onnx.load_model_from_string(buffer.getvalue())
+
+
+def _for_main_job(
+    imported: ImportedOnnx, path: Path
+) -> tuple[fx.GraphModule, Interface, list[str]]:
+    interface, notes = imported.interface, list(imported.notes)
+    first = interface.inputs[0]
+    if len(interface.inputs) > 1:
+        names = ", ".join(port.name for port in interface.inputs)
+        raise UsageError(f"{path}: has {len(interface.inputs)} inputs ({names}): one is supported")
+    if first.dtype not in _FLOATS:
+        kind = str(first.dtype).removeprefix("torch.")
+        raise UsageError(f"{path}: input {first.name!r} is of type {kind}: float is supported")
+    if first.dtype is not torch.float32:
+        kind = str(first.dtype).removeprefix("torch.")
+        notes.append(f"input {first.name!r} is {kind} in the file, float32 from here on")
+    batch = interface.fixed_batch
+    if batch is not None:
+        sizes = tuple(d for d in (first.dims or ())[1:] if isinstance(d, int))
+        if not samples_are_independent(imported.module, sizes, batch):
+            raise UsageError(
+                f"{path}: its batch is fixed to {batch}, also inside the network; export it with a "
+                "free batch (dynamic_axes or dynamic_shapes)"
+            )
+        notes.append(f"its batch is fixed to {batch}: free here, fixed again in the exported file")
+    if interface.free_sizes:
+        notes.append(
+            f"{', '.join(interface.free_sizes)} of {first.name!r} are free in the file, fixed to "
+            "the input size in the exported one"
+        )
+    return imported.module, interface, notes

@@ -1,0 +1,309 @@
+"""Emit torch calls into an `fx.Graph`, each tried out at once on tensors without values.
+
+What enters: functions or modules with values as arguments. What leaves: a `Const` or a Python
+number where all arguments are known, else a node with its probes.
+Refused: calls that torch refuses (shapes that do not fit), results larger than any network needs.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, fx, nn
+
+from pipeline.importers.onnx_in.errors import FOREIGN, NodeError, label, one_line
+from pipeline.importers.onnx_in.names import Names, node_path, weight_path
+from pipeline.importers.onnx_in.values import PROBES, Const, Items, Sequence, Value, probes_of
+
+MAX_FOLDED_BYTES = 2**30
+"""Of one constant that is computed from others at import."""
+MAX_RESULT_BYTES = 2**35
+"""Of one result of the run: a file may ask for any padding or repetition."""
+
+
+class Emitter:
+    """Collects the torch graph and what hangs on it."""
+
+    def __init__(self) -> None:
+        self.root = nn.Module()
+        self.graph = fx.Graph()
+        self.anchor: fx.Node | None = None
+        """An input, beside whose tensor new tensors are made."""
+        self._names = Names(self.root)
+        self._modules: dict[tuple[Any, ...], str] = {}
+        self._parameters: dict[tuple[Any, ...], nn.Parameter] = {}
+        self._used: set[int] = set()  # memory that is a parameter's own
+        self._held: dict[tuple[Any, ...], fx.Node] = {}
+        self._kept: list[Const] = []  # so that an id in a key stays that of one object
+        self._sizes: dict[tuple[fx.Node, int], int | fx.Node] = {}
+        self._fixed_sizes: dict[fx.Node, tuple[int | None, ...]] = {}
+
+    # --- inputs
+
+    def placeholder(self, name: str, probes: tuple[Tensor, ...], fixed: bool) -> fx.Node:
+        """An input; where `fixed`, its sizes that do not depend on the batch are constants."""
+        node = self.graph.placeholder(self._names.argument(name))
+        node.meta[PROBES] = probes
+        if fixed:
+            # The batch is never written down, so that a file for one image may serve for more.
+            self._fixed_sizes[node] = (None, *probes[0].shape[1:]) if probes[0].ndim else ()
+        self.anchor = self.anchor or node
+        return node
+
+    # --- calls
+
+    def call(
+        self, at: onnx.NodeProto, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """See `Op.call`."""
+        args, kwargs = self._plain(at, args), self._plain(at, kwargs)
+        if not _mentions_node((args, kwargs)):
+            return self._fold(at, function, args, kwargs)
+        args, kwargs = self._operands(at, args), self._operands(at, kwargs)
+        node = self.graph.call_function(function, args, kwargs)
+        node.meta[PROBES] = self._try(at, function, args, kwargs)
+        return node
+
+    def _plain(self, at: onnx.NodeProto, value: Any) -> Any:
+        """Lists of numbers as tensors."""
+        if isinstance(value, Items):
+            return self.tensor(at, value)
+        if isinstance(value, Sequence):
+            raise NodeError(f"{label(at)}: a sequence stands where a tensor is needed")
+        return _mapped(value, lambda item: self._plain(at, item))
+
+    def tensor(self, at: onnx.NodeProto, value: Value) -> Const | fx.Node:
+        """`value` as a tensor."""
+        if isinstance(value, Sequence):
+            raise NodeError(f"{label(at)}: a sequence stands where a tensor is needed")
+        if not isinstance(value, Items):
+            return value
+        if value.is_known:
+            return value.to_const()
+        kwargs = {"shape": value.shape, "dtype": value.dtype}
+        node: fx.Node = self.call(at, stack_numbers, (self.anchor, list(value.values)), kwargs)
+        return node
+
+    def _operands(self, at: onnx.NodeProto, value: Any) -> Any:
+        """Constants as tensors that the network holds."""
+        if isinstance(value, Const):
+            return self.held(at, value)
+        return _mapped(value, lambda item: self._operands(at, item))
+
+    def held(self, at: onnx.NodeProto, const: Const) -> fx.Node:
+        """A constant as a node that reads it: a parameter if it is a float initializer."""
+        key = (const.name,) if const.name else (id(const.tensor),)
+        if key not in self._held:
+            self._kept.append(const)
+            learns = bool(const.name) and const.tensor.is_floating_point()
+            tensor = const.tensor
+            if learns and tensor.numel() > 1:
+                tensor = self.parameter(const)
+            wished = const.name or f"{node_path(at.name) or at.op_type.lower()}.constant"
+            path = self._names.place_tensor(tensor, wished)
+            node = self.graph.get_attr(path)
+            node.meta[PROBES] = (_without_values(const.tensor),)
+            self._held[key] = node
+        return self._held[key]
+
+    def parameter(self, const: Const, view: str = "", tensor: Tensor | None = None) -> nn.Parameter:
+        """The parameter of a constant; a matrix or kernel is one for all its uses in a `view`.
+
+        Rows are not: exporters store equal ones once (the scales of fresh norms, for instance),
+        and layers that have nothing to do with each other must not learn as one.
+        """
+        self._kept.append(const)
+        value = const.tensor if tensor is None else tensor
+        key = (const.name or id(const.tensor), view)
+        if key in self._parameters and value.ndim > 1:
+            return self._parameters[key]
+        memory = value.untyped_storage().data_ptr()
+        made = nn.Parameter(value.clone() if memory in self._used else value.contiguous())
+        self._used.add(memory)
+        self._parameters[key] = made
+        return made
+
+    def _fold(
+        self, at: onnx.NodeProto, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        real_args, real_kwargs = _mapped_consts(args), _mapped_consts(kwargs)
+        with torch.no_grad():
+            if _has_tensor((real_args, real_kwargs)):
+                self._require_small(at, function, real_args, real_kwargs)
+            try:
+                return _wrapped(function(*real_args, **real_kwargs))
+            except FOREIGN as error:
+                raise NodeError(f"{label(at)}: {one_line(error)}") from error
+
+    def _require_small(
+        self, at: onnx.NodeProto, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """What is folded is tried without values first: a size in the file may be anything."""
+        try:
+            result = function(*_all_meta(args), **_all_meta(kwargs))
+        except FOREIGN:
+            return  # values are needed, or the call is wrong: the real one tells
+        _require_size(at, result, MAX_FOLDED_BYTES)
+
+    def _try(
+        self,
+        at: onnx.NodeProto,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Any, ...] | None:
+        nodes = _nodes_in((args, kwargs))
+        if any(probes_of(node) is None for node in nodes):
+            return None
+        count = max(len(probes_of(node) or ()) for node in nodes)
+        results = []
+        for index in range(count):
+            results.append(self._try_once(at, function, args, kwargs, index))
+            if results[-1] is None:
+                return None
+        return tuple(results)
+
+    def _try_once(
+        self,
+        at: onnx.NodeProto,
+        function: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        index: int,
+    ) -> Any:
+        try:
+            with torch.no_grad():
+                result = function(*_probe(args, index), **_probe(kwargs, index))
+        except NotImplementedError:
+            return None  # torch has no shape function for it
+        except FOREIGN as error:
+            if _asks_values(error):
+                return None
+            raise NodeError(f"{label(at)}: {one_line(error)}") from error
+        _require_size(at, result, MAX_RESULT_BYTES)
+        return result
+
+    # --- modules
+
+    def module(
+        self,
+        at: onnx.NodeProto,
+        module: nn.Module,
+        key: tuple[Any, ...],
+        weight: str,
+        args: tuple[Any, ...],
+        tensors: dict[str, nn.Parameter | Tensor] | None = None,
+    ) -> fx.Node:
+        """Call `module` (made on the meta device), which then gets `tensors` by name."""
+        args = self._operands(at, self._plain(at, args))
+        probes = self._try(at, module, args, {})
+        if key not in self._modules:
+            for name, tensor in (tensors or {}).items():
+                if isinstance(tensor, nn.Parameter):
+                    module.register_parameter(name, tensor)
+                else:
+                    module.register_buffer(name, tensor)
+            wished = weight_path(weight) or node_path(at.name) or at.op_type.lower()
+            self._modules[key] = self._names.place_module(module.eval(), wished)
+        node = self.graph.call_module(self._modules[key], args)
+        node.meta[PROBES] = probes
+        return node
+
+    # --- sizes
+
+    def size(self, at: onnx.NodeProto, value: Value, dim: int) -> int | fx.Node:
+        """The size of one dimension: known for constants and for inputs that fix it."""
+        if isinstance(value, Const):
+            return value.tensor.shape[dim]
+        if isinstance(value, Items):
+            return value.shape[dim]
+        if isinstance(value, Sequence):
+            raise NodeError(f"{label(at)}: a sequence has no sizes")
+        fixed = self._fixed_sizes.get(value, ())
+        known = fixed[dim] if dim < len(fixed) else None
+        if known is not None:
+            return known
+        if (value, dim) not in self._sizes:
+            node = self.graph.call_method("size", (value, dim))
+            probes = probes_of(value)
+            node.meta[PROBES] = probes and tuple(probe.shape[dim] for probe in probes)
+            self._sizes[value, dim] = node
+        return self._sizes[value, dim]
+
+
+def stack_numbers(
+    anchor: Tensor, values: list[Any], *, shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """Numbers as a tensor beside `anchor`; sizes stay what they are when the graph is captured."""
+    made = [torch.scalar_tensor(v, dtype=dtype, device=anchor.device) for v in values]
+    return made[0].reshape(shape) if len(made) == 1 else torch.stack(made).reshape(shape)
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(change(item) for item in value)
+    if isinstance(value, dict):
+        return {name: change(item) for name, item in value.items()}
+    return value
+
+
+def _nodes_in(value: Any) -> list[fx.Node]:
+    if isinstance(value, fx.Node):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [node for item in value for node in _nodes_in(item)]
+    if isinstance(value, dict):
+        return _nodes_in(list(value.values()))
+    return []
+
+
+def _mentions_node(value: Any) -> bool:
+    return bool(_nodes_in(value))
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_has_tensor(item) for item in value)
+    return (
+        _has_tensor(list(value.values())) if isinstance(value, dict) else isinstance(value, Tensor)
+    )
+
+
+def _mapped_consts(value: Any) -> Any:
+    return value.tensor if isinstance(value, Const) else _mapped(value, _mapped_consts)
+
+
+def _all_meta(value: Any) -> Any:
+    return _without_values(value) if isinstance(value, Tensor) else _mapped(value, _all_meta)
+
+
+def _without_values(tensor: Tensor) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _probe(value: Any, index: int) -> Any:
+    if isinstance(value, fx.Node):
+        probes = probes_of(value) or ()
+        return probes[min(index, len(probes) - 1)]
+    return _mapped(value, lambda item: _probe(item, index))
+
+
+def _wrapped(result: Any) -> Any:
+    if isinstance(result, Tensor):
+        return Const(result.detach())
+    return tuple(_wrapped(item) for item in result) if isinstance(result, tuple | list) else result
+
+
+def _require_size(at: onnx.NodeProto, result: Any, limit: int) -> None:
+    for item in result if isinstance(result, tuple | list) else (result,):
+        if isinstance(item, Tensor) and item.numel() * item.itemsize > limit:
+            raise NodeError(
+                f"{label(at)}: would make a tensor {list(item.shape)} of "
+                f"{item.numel() * item.itemsize / 2**30:.1f} GiB: refused"
+            )
+
+
+def _asks_values(error: Exception) -> bool:
+    text = str(error).lower()
+    return "meta" in text or "data-dependent" in text

@@ -1,0 +1,81 @@
+"""ONNX file -> trainable torch network.
+
+What enters: a path, and the sizes that the file leaves open. What leaves: an `ImportedOnnx`.
+Refused, with UsageError in one line: whatever the rooms of this package refuse.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+import torch
+from torch import fx
+
+from pipeline.importers.onnx_in.builder import Builder
+from pipeline.importers.onnx_in.errors import FOREIGN, UsageError, one_line
+from pipeline.importers.onnx_in.interface import Interface, read_interface, trial_inputs
+from pipeline.importers.onnx_in.read import OnnxSource, read_onnx, read_proto
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedOnnx:
+    """A network and what its file promised.
+
+    module: in eval mode, on the CPU, its weights in float32.
+    notes: what was done beyond the plain reading.
+    """
+
+    module: fx.GraphModule
+    interface: Interface
+    notes: tuple[str, ...]
+
+
+def import_onnx(path: Path, input_size: tuple[int, ...] | None = None) -> ImportedOnnx:
+    """The network in the file at `path`.
+
+    input_size: of the first input, (C, H, W) without the batch; needed where the file leaves it
+    open. Raises UsageError.
+    """
+    source = read_onnx(path)
+    try:
+        return _import(source, input_size)
+    except UsageError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def import_proto(
+    proto: onnx.ModelProto, folder: Path, input_size: tuple[int, ...] | None = None
+) -> ImportedOnnx:
+    """The network in a model in memory, which is taken apart."""
+    return _import(read_proto(proto, folder), input_size)
+
+
+def _import(source: OnnxSource, input_size: tuple[int, ...] | None) -> ImportedOnnx:
+    interface = read_interface(source)
+    if not interface.inputs:
+        raise UsageError("has no inputs: there is nothing to compute")
+    doubles = any(port.dtype is torch.float64 for port in interface.inputs)
+    try:
+        probes = trial_inputs(interface, input_size)
+        with _enough_recursion():
+            builder = Builder(source, narrow_doubles=doubles)
+            module = builder.build(probes, fixed=True)
+    except UsageError:
+        raise
+    except FOREIGN as error:
+        raise UsageError(f"cannot be imported ({one_line(error)})") from error
+    return ImportedOnnx(module=module, interface=interface, notes=tuple(builder.notes))
+
+
+@contextmanager
+def _enough_recursion() -> Iterator[None]:
+    """Graphs in graphs need some depth; `sorting` bounds them."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, 5000))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
