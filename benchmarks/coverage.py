@@ -321,22 +321,20 @@ def document(outcomes: list[dict[str, Any]]) -> str:
     """The content of docs/coverage.md."""
     pruned = sum(o["result"].startswith("pruned") for o in outcomes)
     failed = sum(o["result"].startswith("FAILED") for o in outcomes)
-    ratios = sorted(o["trace_s"] / o["peer_s"] for o in outcomes if o.get("peer_s"))
+    timed = [o for o in outcomes if o.get("peer_s") and "trace_mb" in o]
+    ratios = sorted(o["trace_s"] / o["peer_s"] for o in timed)
     median = f"{ratios[len(ratios) // 2]:.2f}" if ratios else "not measured"
     exported = [o for o in outcomes if "parity" in o]
     refused = sum("export_before" in o for o in outcomes)
-    memory = max(
-        (o["trace_mb"] / max(o["forward_mb"], 1.0) for o in outcomes if "trace_mb" in o),
-        default=0.0,
-    )
+    memory = max((o["trace_mb"] / max(o["forward_mb"], 1.0) for o in timed), default=0.0)
     return (
         "# Which networks can be pruned\n\n"
         f"Measured by `make bench-coverage` with {measured_with()}.\n\n"
         f"{pruned} of {len(outcomes)} networks were cut to at most {STILL_GOOD:.0%} of their MACs "
         f"with the proof passing, {len(outcomes) - pruned - failed} are limited for a named reason "
         f"and {failed} failed. Tracing and grouping took {median} times as long as the peer's "
-        "graph and groups (Torch-Pruning 1.6.1, median over the networks that it could follow, one "
-        "after the other on one thread), and at most "
+        f"graph and groups (Torch-Pruning 1.6.1, median over {len(timed)} networks that it could "
+        "follow, one after the other on one thread), and at most "
         f"{memory:.1f} times the memory of one forward pass.\n\n"
         f"{len(exported)} were exported and agree with onnxruntime to "
         f"{max((o['parity'] for o in exported), default=0.0):.0e} of the largest output at worst; "
