@@ -82,7 +82,7 @@ def measure(spec: str, export: bool) -> None:
 
 
 def measure_trace(spec: str) -> None:
-    """Seconds and memory of the trace alone, beside one forward pass of the network."""
+    """Seconds of the trace alone, in a process that does nothing else."""
     import torch
 
     import gbn
@@ -90,30 +90,9 @@ def measure_trace(spec: str) -> None:
     torch.set_num_threads(1)
     model, example = build(spec)
     gbn.trace(torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8))  # torch loads some parts late
-    with _PeakMemory() as trace, torch.no_grad():
-        start = time.perf_counter()
-        gbn.trace(model, example)
-        _say(trace_s=time.perf_counter() - start)
-    with _PeakMemory() as forward, torch.no_grad():
-        model(*example) if isinstance(example, tuple) else model(example)
-    _say(trace_mb=trace.mb, forward_mb=forward.mb)
-
-
-class _PeakMemory:
-    """How much the resident memory of this process grows at most inside (Linux)."""
-
-    def __enter__(self) -> "_PeakMemory":
-        Path("/proc/self/clear_refs").write_text("5")
-        self._before = self._peak()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.mb = (self._peak() - self._before) / 1024
-
-    @staticmethod
-    def _peak() -> int:
-        status = Path("/proc/self/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0])
+    start = time.perf_counter()
+    gbn.trace(model, example)
+    _say(trace_s=time.perf_counter() - start, timed_alone=True)
 
 
 def _counts(groups: Any) -> dict[str, Any]:
@@ -321,12 +300,11 @@ def document(outcomes: list[dict[str, Any]]) -> str:
     """The content of docs/coverage.md."""
     pruned = sum(o["result"].startswith("pruned") for o in outcomes)
     failed = sum(o["result"].startswith("FAILED") for o in outcomes)
-    timed = [o for o in outcomes if o.get("peer_s") and "trace_mb" in o]
+    timed = [o for o in outcomes if o.get("peer_s") and o.get("timed_alone")]
     ratios = sorted(o["trace_s"] / o["peer_s"] for o in timed)
     median = f"{ratios[len(ratios) // 2]:.2f}" if ratios else "not measured"
     exported = [o for o in outcomes if "parity" in o]
     refused = sum("export_before" in o for o in outcomes)
-    memory = max((o["trace_mb"] / max(o["forward_mb"], 1.0) for o in timed), default=0.0)
     return (
         "# Which networks can be pruned\n\n"
         f"Measured by `make bench-coverage` with {measured_with()}.\n\n"
@@ -334,8 +312,7 @@ def document(outcomes: list[dict[str, Any]]) -> str:
         f"with the proof passing, {len(outcomes) - pruned - failed} are limited for a named reason "
         f"and {failed} failed. Tracing and grouping took {median} times as long as the peer's "
         f"graph and groups (Torch-Pruning 1.6.1, median over {len(timed)} networks that it could "
-        "follow, one after the other on one thread), and at most "
-        f"{memory:.1f} times the memory of one forward pass.\n\n"
+        "follow, one after the other on one thread).\n\n"
         f"{len(exported)} were exported and agree with onnxruntime to "
         f"{max((o['parity'] for o in exported), default=0.0):.0e} of the largest output at worst; "
         f"{refused} are more than torch's exporter takes before any pruning.\n\n"
