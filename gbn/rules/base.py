@@ -231,12 +231,17 @@ def stack(parts: Iterable[Rows]) -> Rows:
     return np.concatenate(list(parts), axis=0)
 
 
+def vanishes(dead: Dead) -> bool:
+    """Zero, or zero once it is gated."""
+    return dead == 0.0 or isinstance(dead, frozenset)
+
+
 def join_dead(values: Iterable[Dead]) -> Dead:
     """Dead value of tensors that lie side by side."""
     seen = list(values)
     if any(value != value for value in seen):
         return NOT_FINITE
-    if all(value == 0.0 or isinstance(value, frozenset) for value in seen):
+    if all(map(vanishes, seen)):
         raw = [value for value in seen if isinstance(value, frozenset)]
         return frozenset().union(*raw) if raw else 0.0
     return seen[0] if seen and all(value == seen[0] for value in seen) else None

@@ -22,6 +22,7 @@ from gbn.rules.base import (
     join_dead,
     register_rule,
     stack,
+    vanishes,
 )
 
 
@@ -41,7 +42,7 @@ def _convolution(call: OpCall) -> None:
     if 0 in x_info.ids and batched:
         ids[0] = x_info.ids[0]
     _issue(call, ids, channel, w, bias, x_info.dead)
-    if depthwise and bias is None and _vanishes(x_info.dead):
+    if depthwise and bias is None and vanishes(x_info.dead):
         call.set(Info(ids, x_info.dead))  # a zero channel stays zero whatever the weight is
     spatial = x.shape[channel + 1 :] if transposed else call.out.shape[channel + 1 :]
     constant = (x.shape[0] if batched else 1) * math.prod(spatial) * math.prod(weight.shape[2:])
@@ -98,10 +99,10 @@ def _consume(
     if own is None or weight is None or call.facts.space.stays(own):
         return
     w, summed = weight
-    if _may_vanish(info.dead) and not _vanishes(info.dead):
+    if _may_vanish(info.dead) and not vanishes(info.dead):
         if _gate_input(call, w, w.ids.get(summed)):
             return
-        if _vanishes(w.dead):
+        if vanishes(w.dead):
             call.gate(w.dead)  # a computed weight, zero where its own channels are removed
             return
     value = call.gate(info.dead)
@@ -127,11 +128,6 @@ def _may_vanish(dead: Dead) -> bool:
     return not isinstance(dead, float) or math.isfinite(dead)
 
 
-def _vanishes(dead: Dead) -> bool:
-    """Zero, or zero once it is gated."""
-    return dead == 0.0 or isinstance(dead, frozenset)
-
-
 def _issue(
     call: OpCall, ids: dict[int, Rows], channel: int, w: Info, bias: Any, before: Dead
 ) -> None:
@@ -141,7 +137,7 @@ def _issue(
     """
     space = call.facts.space
     block = space.block_start(_once(ids[channel]))
-    gateable = block is not None and (w.dead == 0.0 or isinstance(w.dead, frozenset))
+    gateable = block is not None and vanishes(w.dead)
     dead: Dead = frozenset((block,)) if gateable and block is not None else None
     if block is not None:
         call.facts.produced[block] = call.module
@@ -244,7 +240,7 @@ def _dead_product(
         shared = dim < rank - 2 and other == rank and dim in b.ids
         values = ([a.dead] if mine else []) + ([b.dead] if shared or dim == rank - 1 else [])
         value = values[0] if len(values) == 1 else _either_zero(*values)
-        along.append(value if _vanishes(value) else None)
+        along.append(value if vanishes(value) else None)
     return join_dead(along) if along else None
 
 
@@ -266,7 +262,7 @@ def _contract(call: OpCall, a: tuple[Info, int, int], b: tuple[Info, int, int]) 
     sides = [(i, rows, _is_weight(call, i, rows)) for i, rows in ((x, left), (y, right))]
     values = [info.dead for info, _, is_weight in sides if not is_weight]
     dead = _either_zero(*values) if len(values) == 2 else values[0] if values else None
-    if len(values) == 1 and _may_vanish(dead) and not _vanishes(dead):
+    if len(values) == 1 and _may_vanish(dead) and not vanishes(dead):
         dead = 0.0 if any(w and _gate_input(call, i, r) for i, r, w in sides) else dead
     if call.gate(dead) != 0.0:
         call.freeze(x, [dim], "a removed channel would not arrive as zero")

@@ -21,6 +21,7 @@ from gbn.rules.base import (
     fixed,
     join_dead,
     register_rule,
+    vanishes,
 )
 
 _PRODUCTS = {aten.mul, aten.mul_}
@@ -130,10 +131,10 @@ def _combine(call: OpCall, dead: list[Dead]) -> Dead:
     packet = call.func.overloadpacket
     if packet in _PRODUCTS and len(dead) > 1:
         return _product(dead)
-    if packet in _QUOTIENTS and any(v == 0.0 or isinstance(v, frozenset) for v in dead[1:]):
+    if packet in _QUOTIENTS and any(map(vanishes, dead[1:])):
         return NOT_FINITE
     if packet in _QUOTIENTS | _SLOPES:  # 0 / y and 0 * slope are 0 whatever y and the slope are
-        return dead[0] if dead[0] == 0.0 or isinstance(dead[0], frozenset) else None
+        return dead[0] if vanishes(dead[0]) else None
     if any(value is None for value in dead):
         return None
     numbers = [0.0 if isinstance(value, frozenset) else value for value in dead]
@@ -216,7 +217,7 @@ def _glu(call: OpCall) -> None:
         half = x.shape[at] // 2
         ids[at] = info.ids[at][:, :half]
         call.tie(ids[at], info.ids[at][:, half:])
-    keeps_zero = info.dead == 0.0 or isinstance(info.dead, frozenset)
+    keeps_zero = vanishes(info.dead)
     call.set(Info(ids, info.dead if keeps_zero else None))
 
 

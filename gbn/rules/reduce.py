@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from gbn.ids import Rows
-from gbn.rules.base import Dead, Info, NormGate, OpCall, aten, fixed, register_rule
+from gbn.rules.base import Dead, Info, NormGate, OpCall, aten, fixed, register_rule, vanishes
 
 
 @register_rule(
@@ -67,7 +67,7 @@ def _dead_after_own_norm(call: OpCall, info: Info) -> Dead:
     """
     if any(isinstance(tensor, Tensor) for tensor in call.args[1:3]):
         return _gated(call, call.args[1:3]) if isinstance(call.args[1], Tensor) else None
-    keeps_zero = info.dead == 0.0 or isinstance(info.dead, frozenset)
+    keeps_zero = vanishes(info.dead)
     return info.dead if keeps_zero else None
 
 
@@ -189,9 +189,7 @@ def _spatial(call: OpCall) -> None:
     dead = info.dead
     averages = "avg_pool" in call.name
     divides = averages and call.arg(6, "divisor_override") is not None
-    if (divides or (averages and any(call.arg(3, "padding", ()) or ()))) and not (
-        dead == 0.0 or isinstance(dead, frozenset)
-    ):
+    if (divides or (averages and any(call.arg(3, "padding", ()) or ()))) and not (vanishes(dead)):
         dead = None
     for out in call.outputs():
         same_batch = out.shape[0] == x.shape[0]  # of regions there are as many as were found
@@ -241,13 +239,13 @@ def _reduction(call: OpCall) -> None:
         # What is left does not depend on what is removed here; along other dimensions zeros stay.
         if call.over_channels(info, over):
             call.gate(dead)  # nothing else may read them, and scores come from gates
-        dead = dead if dead == 0.0 or isinstance(dead, frozenset) else None
+        dead = dead if vanishes(dead) else None
     elif over:
         call.freeze(info, over, "is reduced over channels")
     elif packet is aten.logsumexp:
         dead = None  # of n zeros it is log n
     elif packet not in (aten.mean, aten.amax, aten.amin, aten.max, aten.min):
-        dead = dead if dead == 0.0 or isinstance(dead, frozenset) else None
+        dead = dead if vanishes(dead) else None
     for out in call.outputs():
         kept = out.ndim == x.ndim
         left = [d for d in range(x.ndim) if d not in dims]
@@ -287,7 +285,7 @@ def _along(call: OpCall) -> None:
     at = call.arg(2 if "topk" in call.name else 1, "dim", -1) % max(x.ndim, 1)
     call.freeze(info, [at], "is normalised or ordered over channels")
     ids = {d: rows for d, rows in info.ids.items() if d != at}
-    keeps_zero = info.dead == 0.0 or isinstance(info.dead, frozenset)
+    keeps_zero = vanishes(info.dead)
     values = keeps_zero and "softmax" not in call.name
     for number, out in enumerate(call.outputs()):
         call.set(Info(ids, info.dead if values and number == 0 else None), out)
