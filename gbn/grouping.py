@@ -59,13 +59,18 @@ class _Builder:
         self.dims: list[Dim] = []
         self._dim_index: dict[bytes, int | None] = {}
         self._blocks = {block.start: block for block in facts.space.blocks}
-        needed = [self.resolution.conditions(self._rows(start))[1] for start in facts.produced]
+        self._needed = {start: self._conditions(start) for start in facts.produced}
+        needed = [*self._needed.values()]
         together = np.concatenate([*needed, np.zeros(0, np.int64)])
         atoms, first = np.unique(together, return_index=True)
         self.num_atoms = len(atoms)
         # number of each class, in the order in which layers need them; -1 for what cannot go
         self.index = np.full(int(self.resolution.label.max()) + 1, -1, dtype=np.int64)
         self.index[atoms[np.argsort(first)]] = np.arange(len(atoms))
+
+    def _conditions(self, start: int) -> Rows:
+        """Atoms that the positions of a block need, position by position."""
+        return self.resolution.conditions(self._rows(start))[1]
 
     def _rows(self, start: int) -> Rows:
         return np.arange(start, start + self._blocks[start].size, dtype=np.int64)[None]
@@ -106,7 +111,7 @@ class _Builder:
         touched = []
         for start in starts:
             rows = self._rows(start)
-            classes = [self.resolution.label[rows[0]], self.resolution.conditions(rows)[1]]
+            classes = [self.resolution.label[rows[0]], self._needed[start]]
             touched.append(np.unique(np.concatenate(classes)))
         layer = np.repeat(np.arange(len(starts)), [len(t) for t in touched])
         size = len(starts) + len(self.index)
@@ -124,11 +129,12 @@ class _Builder:
         free = 0 if dim is None else len(np.unique(self.dims[dim].positions))
         layers = tuple(dict.fromkeys(self._blocks[s].origin or "(model)" for s in starts))
         classes = self.resolution.label[np.concatenate(rows, axis=1)[0]]
+        needed = np.concatenate([self._needed[start] for start in starts])
         frozen = self.resolution.frozen
         return Group(
             name=layers[0],
             layers=layers,
-            atoms=tuple(np.unique(np.concatenate([self._table(r)[1] for r in rows])).tolist()),
+            atoms=tuple(sorted(set(self.index[needed].tolist()))),
             dim=-1 if dim is None else dim,
             size=widest.shape[1],
             num_fixed=widest.shape[1] - free,

@@ -11,7 +11,7 @@ removed alone) that it depends on, or a reason why it can never go.
 While tracing, facts are only appended; one connected-components call at the end unites them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -58,34 +58,24 @@ class Resolution:
         return frozenset().union(*(self.atoms_of(part) for part in self.parts[label]))
 
     @cached_property
-    def _atoms(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Where the atoms of each class start (num_classes + 1,), and the atoms themselves."""
-        products = {own: sorted(self.atoms_of(own)) for own in self.parts}
-        counts = np.ones(int(self.label.max()) + 1, dtype=np.int64)
-        counts[list(self.frozen)] = 0
-        counts[list(products)] = [len(atoms) for atoms in products.values()]
-        starts = np.concatenate([[0], np.cumsum(counts)])
-        atoms = np.repeat(np.arange(len(counts)), counts)
-        for own, parts in products.items():
-            atoms[starts[own] : starts[own] + len(parts)] = parts
-        return starts, atoms
+    def _atoms(self) -> "_Table":
+        products = {own: self._atoms_of_product(own) for own in self.parts}
+        return _table(int(self.label.max()) + 1, self.frozen, products)
+
+    def _atoms_of_product(self, own: int) -> list[int]:
+        factors = self.parts[own]
+        if own in self.frozen or not self.parts.keys().isdisjoint(factors):
+            return sorted(self.atoms_of(own))
+        return sorted(f for f in factors if f not in self.frozen)  # almost all: of plain atoms
 
     def conditions(self, rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Pairs (position, atom) that say which atoms each position of a dimension needs.
 
         Sorted by position and atom, each pair once; shapes (e,) and (e,).
         """
-        starts, atoms = self._atoms
-        real = rows > FIXED
-        labels = self.label[rows[real]]
-        counts = starts[labels + 1] - starts[labels]
-        positions = np.repeat(np.nonzero(real)[1], counts)
-        within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-        needed = atoms[np.repeat(starts[labels], counts) + within]
-        if len(rows) > 1 or (counts > 1).any():
-            key = np.unique(positions * len(starts) + needed)
-            positions, needed = key // len(starts), key % len(starts)
-        return positions, needed
+        return _conditions(
+            np.where(rows > FIXED, self.label[np.maximum(rows, 0)], NONE), self._atoms
+        )
 
     def columns(self, rows: Rows) -> list[frozenset[int]]:
         """Atoms of each position of a dimension, shape (n,)."""
@@ -243,6 +233,8 @@ class _Equations:
         """
         a, b = self.live(left), self.live(right)
         settled = (a == NONE).all(0) & (b == NONE).all(0)
+        if a.shape == b.shape:
+            settled |= (a == b).all(0)
         parts = self.now.parts
         for single, others in ((a, b), (b, a)):
             chosen = ((single != NONE).sum(0) == 1) & ((others != NONE).sum(0) > 1)
@@ -258,26 +250,22 @@ class _Equations:
     def check(self, left: Rows, right: Rows) -> None:
         """Both sides must come to the same atoms; unite or dispute where they do not."""
         a, b = self.live(left), self.live(right)
-        expanded = [
-            (self._expand(x), self._expand(y))
-            for x, y in zip(a.T.tolist(), b.T.tolist(), strict=True)
-        ]
-        if all(x == y for x, y in expanded):
+        here, there = _conditions(a, self._table), _conditions(b, self._table)
+        if all(map(np.array_equal, here, there)):
             return
-        prints = [_footprints([pair[side] for pair in expanded]) for side in (0, 1)]
-        same = [
-            (prints[0][at], prints[1][at])
-            for at in prints[0].keys() & prints[1].keys()
-            if prints[0][at] != prints[1][at]
-        ]
+        own, other = _footprints(*here), _footprints(*there)
+        same = [(own[at], other[at]) for at in own.keys() & other.keys() if own[at] != other[at]]
         if same:
             self.unions.append(self._member[np.array(same, dtype=np.int64).T])
         else:
-            self.conflicts |= {atom for x, y in expanded for atom in x ^ y}
+            n = len(self._stays)
+            unlike = np.setxor1d(here[0] * n + here[1], there[0] * n + there[1])
+            self.conflicts |= set((unlike % n).tolist())
 
-    def _expand(self, classes: list[int]) -> frozenset[int]:
-        parts = [self._atoms(own, frozenset()) for own in classes if own != NONE]
-        return parts[0] if len(parts) == 1 else frozenset().union(*parts)
+    @cached_property
+    def _table(self) -> "_Table":
+        products = {own: sorted(self._atoms(own, frozenset())) for own in [*self.now.parts]}
+        return _table(len(self._stays), self.now.frozen, products)
 
     def _atoms(self, own: int, seen: frozenset[int]) -> frozenset[int]:
         known = self._expanded.get(own)
@@ -297,10 +285,43 @@ class _Equations:
         return known
 
 
-def _footprints(columns: list[frozenset[int]]) -> dict[frozenset[int], int]:
+# Where the atoms of each class start (num_classes + 1,), and the atoms themselves.
+_Table = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _table(size: int, frozen: Iterable[int], products: Mapping[int, list[int]]) -> _Table:
+    counts = np.ones(size, dtype=np.int64)
+    counts[list(frozen)] = 0
+    counts[list(products)] = [len(atoms) for atoms in products.values()]
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    atoms = np.repeat(np.arange(len(counts)), counts)
+    for own, parts in products.items():
+        atoms[starts[own] : starts[own] + len(parts)] = parts
+    return starts, atoms
+
+
+def _conditions(labels: Rows, table: _Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Pairs (position, atom) of classes (k, n), NONE where there is none; as in `conditions`."""
+    starts, atoms = table
+    real = labels != NONE
+    positions, classes = np.nonzero(real)[1], labels[real]
+    counts = starts[classes + 1] - starts[classes]
+    if len(labels) == 1 and counts.max(initial=0) <= 1:
+        needs = counts > 0
+        return positions[needs], atoms[starts[classes[needs]]]
+    within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
+    positions = np.repeat(positions, counts)
+    needed = atoms[np.repeat(starts[classes], counts) + within]
+    if len(labels) > 1:
+        key = np.sort(positions * len(starts) + needed)
+        key = key[np.diff(key, prepend=-1) > 0]
+        positions, needed = key // len(starts), key % len(starts)
+    return positions, needed
+
+
+def _footprints(positions: npt.NDArray[np.int64], atoms: npt.NDArray[np.int64]) -> dict[bytes, int]:
     """Positions at which an atom occurs -> that atom: equal footprints are equal factors."""
-    at: dict[int, set[int]] = {}
-    for position, column in enumerate(columns):
-        for atom in column:
-            at.setdefault(atom, set()).add(position)
-    return {frozenset(positions): atom for atom, positions in at.items()}
+    order = np.argsort(atoms, kind="stable")
+    found, first = np.unique(atoms[order], return_index=True)
+    at = np.split(positions[order], first[1:])
+    return {held.tobytes(): atom for held, atom in zip(at, found.tolist(), strict=bool(len(found)))}

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from operator import is_
 from typing import Any
 
 import torch
@@ -105,10 +106,20 @@ def tracing_mode(model: nn.Module) -> Iterator[None]:
     Raises TraceError for TorchScript modules and for inference mode.
     """
     refuse_untraceable(model)
-    held = [_Held.of(module) for module in model.modules()]
-    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
+    with plain_eval(model):
+        yield
+
+
+@contextlib.contextmanager
+def plain_eval(model: nn.Module) -> Iterator[None]:
+    """The same, for a model that is known to be traceable."""
+    modules = list(model.modules())
+    held = [_Held.of(module) for module in modules]
+    values = {id(b): b for module in modules for b in module._buffers.values() if b is not None}
+    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in values.values()]
+    weights = [p for module in modules for p in module._parameters.values() if p is not None]
+    devices = {p.device.index or 0 for p in weights if p.device.type == "cuda"}
     fast = torch.backends.mha.get_fastpath_enabled()
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     try:
         model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
@@ -169,8 +180,11 @@ class _Held:
             else:
                 container.clear()
                 container.update(items)
-        self.attributes.clear()
-        self.attributes.update(self.saved)
+        now = self.attributes
+        if len(now) == len(self.saved) and all(map(is_, now.values(), self.saved.values())):
+            return
+        now.clear()
+        now.update(self.saved)
 
 
 @contextlib.contextmanager

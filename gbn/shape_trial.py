@@ -26,7 +26,7 @@ from gbn.groups import ChannelGroups, Mask
 from gbn.prune_plan import SizeChange
 from gbn.rules import numbers_in, tensors_in
 from gbn.rules.elementwise import is_elementwise
-from gbn.running import FORWARD_ERRORS, WatchEnded, output_tensors, run_model, tracing_mode
+from gbn.running import FORWARD_ERRORS, WatchEnded, output_tensors, plain_eval, run_model
 from gbn.shapes_only import execute, inputs_without_values, without_values
 from gbn.surgery import set_sizes
 
@@ -88,7 +88,7 @@ def find_shape_faults(model: nn.Module, network: CutNetwork, example_inputs: Any
         return []
     watch = _Watch(network)
     inputs = inputs_without_values(example_inputs)
-    with without_values(model, network.shapes()), tracing_mode(model):
+    with without_values(model, network.shapes()), plain_eval(model):
         set_sizes(model, network.sizes())
         try:
             with watch:

@@ -118,10 +118,11 @@ def _convolution(
 
 def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     *parameters, training, _momentum, _epsilon = rest
-    sizes = {tuple(p.shape) for p in parameters if isinstance(p, Tensor)}
-    if training or sizes != {(x.shape[1],)}:
+    size = x.shape[1:2]
+    if training or not all(p is None or p.shape == size for p in parameters):
         return None
-    return torch.empty_like(x), x.new_empty((0,)), x.new_empty((0,))
+    statistics = x.new_empty((0,))
+    return torch.empty_like(x), statistics, statistics
 
 
 def _layer_norm(
@@ -139,6 +140,27 @@ def _addmm(bias: Tensor, x: Tensor, y: Tensor, **_scales: Any) -> Tensor | None:
     fits = x.ndim == y.ndim == 2 and x.shape[1] == y.shape[0] and x.dtype == y.dtype == bias.dtype
     fits = fits and tuple(bias.shape) in ((y.shape[1],), (1, y.shape[1]))
     return x.new_empty((x.shape[0], y.shape[1])) if fits else None
+
+
+def _broadcast(x: Any, y: Any, **options: Any) -> Tensor | None:
+    """Of equal kinds, and dense in one order; sums of two kinds or orders take torch's own way."""
+    if not isinstance(y, Tensor) or x.dtype != y.dtype or not x.is_floating_point():
+        return None
+    if x.shape == y.shape:
+        return torch.empty_like(x) if x.stride() == y.stride() and not options else None
+    if x.ndim != y.ndim or options or not (x.is_contiguous() and y.is_contiguous()):
+        return None
+    if not all(m == n or 1 in (m, n) for m, n in zip(x.shape, y.shape, strict=True)):
+        return None
+    return x.new_empty([n if m == 1 else m for m, n in zip(x.shape, y.shape, strict=True)])
+
+
+def _mean(x: Tensor, dims: list[int] | None, keepdim: bool = False, **options: Any) -> Any:
+    if not dims or options or not x.is_contiguous() or not x.is_floating_point():
+        return None
+    over = {dim % x.ndim for dim in dims}
+    sizes = [1 if dim in over else size for dim, size in enumerate(x.shape)]
+    return x.new_empty([s for dim, s in enumerate(sizes) if keepdim or dim not in over])
 
 
 def _in_place(x: Tensor, *_: Any) -> Tensor:
@@ -168,6 +190,8 @@ _SHORT: dict[Any, Callable[..., Any]] = {
         ),
         _same_shape,
     ),
+    **dict.fromkeys((aten.add.Tensor, aten.mul.Tensor, aten.sub.Tensor), _broadcast),
+    aten.mean.dim: _mean,
     aten.roll.default: _same_shape,
     aten._safe_softmax.default: _same_shape,
     aten.convolution.default: _convolution,

@@ -38,9 +38,9 @@ from gbn.running import (
     Visit,
     module_paths,
     output_tensors,
+    plain_eval,
     refuse_untraceable,
     run_model,
-    tracing_mode,
 )
 from gbn.shape_trial import CutNetwork, find_shape_faults, values_of
 from gbn.shapes_only import execute, inputs_without_values, without_values
@@ -104,7 +104,7 @@ def _no_collection() -> Iterator[None]:
 def _follow(
     model: nn.Module, example_inputs: Any, freeze: Sequence[str], prune_norms: bool
 ) -> "Tracer":
-    with tracing_mode(model), module_paths(model) as visits:
+    with plain_eval(model), module_paths(model) as visits:
         tracer = Tracer(model, visits)
         tracer.facts.prune_norms = prune_norms
         with tracer:
