@@ -4,6 +4,7 @@ What enters: the op at which a trial disagreed with the record. What leaves: fac
 meets that op, and the reason, with the line of code.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -108,12 +109,14 @@ def _suspects(
     """Ids that may be what the forward has a size of, the likeliest first.
 
     What the op issued itself (what a pad adds, what a view splits into); where sizes are right and
-    a number is not (1 / sqrt of a size), the last dimension, which it mostly is of; then what
+    a number is not, widths that the module is told and that the number is made of (1 / sqrt of a
+    size), then the last dimension, which it mostly is of; then what
     enters and leaves the op, or what entered ops shortly before it; where that did not help, what
     enters its module, and in the end all that was seen before.
     """
     yield [_ids(block) for r in alike for block in _issued(r, facts, fault)]
     if fault.is_number and not again:
+        yield [rows for r in alike for rows in _told_in_numbers(r, facts)]
         for back in (1, 2, 3):
             yield [ids for r in alike for ids in _dim_from_the_end(r, back)]
     yield [ids for r in alike for t in (*r.outputs, *r.inputs) for ids in t.values()]
@@ -134,6 +137,21 @@ def guesses_near(module: str, groups: ChannelGroups) -> set[str]:
         if size.guessed
         and (f"{module}.".startswith(f"{size.module}.") or size.module.startswith(f"{module}."))
     }
+
+
+def _told_in_numbers(record: OpRecord, facts: Facts) -> list[Rows]:
+    """Widths that the module is told, of which a number of the op is a usual function."""
+    numbers = [abs(number) for number in record.numbers if abs(number) > 1e-9]
+    return [
+        use.rows
+        for use in facts.sized
+        if use.module == record.module
+        and any(
+            math.isclose(number, use.rows.shape[1] ** power, rel_tol=1e-6)
+            for number in numbers
+            for power in (1, -1, 0.5, -0.5)
+        )
+    ]
 
 
 def _dim_from_the_end(record: OpRecord, back: int) -> list[Rows]:

@@ -264,8 +264,14 @@ class _Equations:
 
     @cached_property
     def _table(self) -> "_Table":
-        products = {own: sorted(self._atoms(own, frozenset())) for own in [*self.now.parts]}
-        return _table(len(self._stays), self.now.frozen, products)
+        parts, stays = self.now.parts, self.now.frozen
+        products = {}
+        for own, factors in [*parts.items()]:
+            if own in stays or not parts.keys().isdisjoint(factors):
+                products[own] = sorted(self._atoms(own, frozenset()))
+            else:  # almost all: a product of plain atoms
+                products[own] = sorted(f for f in factors if f not in stays)
+        return _table(len(self._stays), stays, products)
 
     def _atoms(self, own: int, seen: frozenset[int]) -> frozenset[int]:
         known = self._expanded.get(own)

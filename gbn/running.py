@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from gbn.errors import GbnError, TraceError
@@ -137,7 +138,7 @@ def plain_eval(model: nn.Module) -> Iterator[None]:
 
 
 def refuse_untraceable(model: nn.Module) -> None:
-    """Raise TraceError for TorchScript modules, inference mode and computed tensors."""
+    """Raise TraceError for what cannot be run and copied: TorchScript, lazy modules, no weights."""
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(
@@ -152,6 +153,13 @@ def refuse_untraceable(model: nn.Module) -> None:
                     "its modules first (torch.nn.utils.remove_weight_norm and the like)"
                 )
     tensors = (*model.parameters(), *model.buffers())
+    if any(is_lazy(tensor) for tensor in tensors):
+        raise TraceError(
+            "the model has lazy modules, whose sizes are not known yet: run it once on an example "
+            "input, then trace it"
+        )
+    if any(tensor.is_meta for tensor in tensors):
+        raise TraceError("the model is on the meta device and has no weights: load them first")
     if torch.is_inference_mode_enabled() or any(tensor.is_inference() for tensor in tensors):
         raise TraceError(
             "tensors of torch.inference_mode cannot be followed: build and trace the model outside "

@@ -28,16 +28,21 @@ _NOT_FINITE = {
 class Scores:
     """`values[a]` is the score of atom a; larger means more is lost. Never negative.
 
-    Raises ScoresNotFinite for NaN and infinity.
+    Raises ScoresNotFinite for NaN and infinity, ValueError for negative numbers.
     """
 
     values: Values
     kind: str
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "values", np.asarray(self.values, dtype=np.float64))
+        if self.values.ndim != 1:
+            raise ValueError(f"scores are one number an atom, not of shape {self.values.shape}")
         if not np.isfinite(self.values).all():
             why = _NOT_FINITE.get(self.kind, "check what they were made from")
             raise ScoresNotFinite(f"{self.kind} scores are not finite: {why}")
+        if (self.values < 0).any():
+            raise ValueError(f"{self.kind} scores are negative: give their absolute value")
 
 
 def atom_scores(

@@ -63,6 +63,26 @@ def bind_sizes(
     return tuple(bindings.values())
 
 
+def told_alike(
+    uses: Iterable[SizedUse], module: nn.Module, path: str
+) -> dict[tuple[str, str, int], list[Rows]]:
+    """Widths of one module whose size one attribute tells: queries' and values' by `head_dim`.
+
+    The attribute can follow them only if they shrink alike. By path, role and size; `uses` are
+    those of widths that can shrink.
+    """
+    found: dict[tuple[str, str, int], dict[bytes, Rows]] = {}
+    for use in uses:
+        if use.module == path and len(use.rows) == 1:
+            key = (path, use.role, use.rows.shape[1])
+            found.setdefault(key, {})[use.rows.tobytes()] = use.rows
+    return {
+        (path, role, size): [*rows.values()]
+        for (path, role, size), rows in found.items()
+        if len(rows) > 1 and any(value == size for *_, value in _ints(module, role))
+    }
+
+
 def _ints(module: nn.Module, role: str) -> Iterator[tuple[str, int | None, int]]:
     """(attribute, index in it, value) of all ints that a module holds."""
     if isinstance(module, _OWN_SIZES):

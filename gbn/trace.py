@@ -28,7 +28,7 @@ from gbn.cuts import NUM_CUTS, WHOLE_WIDTHS, cut
 from gbn.errors import RuleError, TraceError
 from gbn.faults import Fault, OpRecord, freeze_fault, guesses_near, takes_parts
 from gbn.grouping import build_groups
-from gbn.groups import ChannelGroups, Mask
+from gbn.groups import ChannelGroups, Mask, surviving
 from gbn.ids import Block
 from gbn.proof import randomised
 from gbn.rules import Dead, Facts, Info, OpCall, numbers_in, rule_of, tensors_in
@@ -44,6 +44,7 @@ from gbn.running import (
 )
 from gbn.shape_trial import CutNetwork, find_shape_faults, values_of
 from gbn.shapes_only import execute, inputs_without_values, without_values
+from gbn.sizes import told_alike
 from gbn.trial import find_fault
 
 _INFO = "_gbn_info"
@@ -125,6 +126,7 @@ def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGr
     """The groups, less what cuts show to be baked into the forward."""
     hard_coded: list[str] = []
     no_guess: set[str] = set()
+    tied: set[tuple[str, str, int]] = set()
     groups = build_groups(tracer.facts, model, tracer.unknown)
     rounds = 0
     cuts = list(range(NUM_CUTS) if takes_parts(tracer.records, groups) else WHOLE_WIDTHS)
@@ -144,11 +146,32 @@ def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGr
             guessed = guesses_near(tracer.records[fault.index].module, groups)
             if guessed and not fault.is_number:
                 no_guess |= guessed
+            elif not fault.is_number and _tie_told_alike(tracer, model, groups, fault, tied):
+                continue
             else:
                 reason = freeze_fault(fault, groups, tracer.facts, tracer.records, hard_coded)
                 hard_coded += [] if reason in hard_coded else [reason]
         groups = build_groups(tracer.facts, model, tracer.unknown, tuple(hard_coded), no_guess)
     return groups
+
+
+def _tie_told_alike(
+    tracer: "Tracer",
+    model: nn.Module,
+    groups: ChannelGroups,
+    fault: Fault,
+    tied: set[tuple[str, str, int]],
+) -> bool:
+    """Let widths that one attribute tells shrink alike; False if there are none not yet `tied`."""
+    path = tracer.records[fault.index].module
+    free = [u for u in tracer.facts.sized if not surviving(u.rows, groups.removable_ids).all()]
+    alike = told_alike(free, model.get_submodule(path), path)
+    new = {key: rows for key, rows in alike.items() if key not in tied}
+    for first, *others in new.values():
+        for rows in others:
+            tracer.facts.space.tie(first, rows, "its size is told by one number with a fixed one")
+    tied.update(new)
+    return bool(new)
 
 
 def _trial_of_shapes(

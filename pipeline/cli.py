@@ -248,3 +248,6 @@ main = CompressGroup(name="compress", default="prune", no_args_is_help=False)
 main.add_command(prune)
 main.add_command(inspect)
 click.version_option(package_name="gbn-compress", prog_name="compress")(main)
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,7 @@ FOREIGN_ERRORS = (
     OSError,
     RuntimeError,
     SyntaxError,
+    SystemExit,
     TypeError,
     ValueError,
 )
