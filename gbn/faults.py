@@ -5,13 +5,14 @@ meets that op, and the reason, with the line of code.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
+from gbn.errors import TraceError
 from gbn.groups import ChannelGroups, surviving
 from gbn.ids import Block, Rows
 from gbn.rules import Facts
@@ -66,21 +67,26 @@ def freeze_fault(
 ) -> str:
     """Freeze what meets the faulty op; returns the reason. `tried`: reasons given before.
 
-    All modules of the same class have the same code, so they are treated alike; in torch's own
-    layers, which all kinds of code call, only the one is meant.
+    Raises TraceError where nothing is left to freeze. All modules of the same class have the same
+    code, so they are treated alike; in torch's own layers, which all kinds of code call, only the
+    one is meant.
     """
     record = records[fault.index]
     where = record.module or "the model itself"
     reason = f"has a size baked in at {fault.place} ({record.op} in {where})"
     own_code = not (record.is_leaf and record.site[0].__module__.startswith("torch."))
     alike = [r for r in records if own_code and r.site == record.site and r.op == record.op]
-    for suspects in _suspects(fault, alike or [record], facts, records, reason in tried):
+    told = {(size.module, size.old) for size in groups.sizes}
+    for suspects in _suspects(fault, alike or [record], facts, records, reason in tried, told):
         rows = [ids for ids in suspects if _removable(groups, ids)]
         for ids in rows:
             facts.space.freeze(ids, reason)
         if rows:
-            break
-    return reason
+            return reason
+    raise TraceError(
+        f"a cut changes what the network computes at {fault.place} ({record.op} in {where}), and "
+        "nothing that is left to freeze there helps. Freeze that part with --freeze"
+    )
 
 
 def takes_parts(records: Sequence[OpRecord], groups: ChannelGroups) -> bool:
@@ -105,6 +111,7 @@ def _suspects(
     facts: Facts,
     records: list[OpRecord],
     again: bool,
+    told: Container[tuple[str, int]],
 ) -> Iterator[list[Rows]]:
     """Ids that may be what the forward has a size of, the likeliest first.
 
@@ -114,7 +121,7 @@ def _suspects(
     enters and leaves the op, or what entered ops shortly before it; where that did not help, what
     enters its module, and in the end all that was seen before.
     """
-    yield [_ids(block) for r in alike for block in _issued(r, facts, fault)]
+    yield [_ids(block) for r in alike for block in _issued(r, facts, fault, told)]
     if fault.is_number and not again:
         yield [rows for r in alike for rows in _told_in_numbers(r, facts)]
         for back in (1, 2, 3):
@@ -164,13 +171,18 @@ def _dim_from_the_end(record: OpRecord, back: int) -> list[Rows]:
     return found
 
 
-def _issued(record: OpRecord, facts: Facts, fault: Fault) -> list[Block]:
-    """Ids issued by the op; where its result is known, only those whose size did not follow."""
+def _issued(
+    record: OpRecord, facts: Facts, fault: Fault, told: Container[tuple[str, int]]
+) -> list[Block]:
+    """Ids issued by the op, only those whose size did not follow.
+
+    Where it crashed that is not known: then those that no attribute of the module follows. `told`:
+    (module, size) of the others.
+    """
     blocks = [facts.space.blocks[i] for i in record.blocks]
     if fault.actual is None:
-        return blocks
-    stuck = [b for b in blocks if any(b.size in shape for shape in fault.actual)]
-    return stuck or blocks
+        return [b for b in blocks if (record.module, b.size) not in told] or blocks
+    return [b for b in blocks if any(b.size in shape for shape in fault.actual)] or blocks
 
 
 def _ids(block: Block) -> Rows:

@@ -17,12 +17,10 @@ import gc
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import nn
 
 from gbn.cuts import NUM_CUTS, WHOLE_WIDTHS, cut
 from gbn.errors import RuleError, TraceError
@@ -31,25 +29,25 @@ from gbn.grouping import build_groups
 from gbn.groups import ChannelGroups, Mask, surviving
 from gbn.ids import Block
 from gbn.proof import randomised
-from gbn.rules import Dead, Facts, Info, OpCall, numbers_in, rule_of, tensors_in
-from gbn.rules.elementwise import elementwise, is_elementwise
+from gbn.rules import Facts
 from gbn.running import (
-    FORWARD_ERRORS,
-    Visit,
     module_paths,
     output_tensors,
     plain_eval,
     refuse_untraceable,
     run_model,
 )
-from gbn.shape_trial import CutNetwork, find_shape_faults, values_of
-from gbn.shapes_only import execute, inputs_without_values, without_values
+from gbn.shape_trial import CutNetwork, find_shape_faults
+from gbn.shapes_only import inputs_without_values, without_values
 from gbn.sizes import told_alike
+from gbn.tracer import Tracer
 from gbn.trial import find_fault
 
-_INFO = "_gbn_info"
-_NOTHING = (None, 0, Info())
 _MAX_ROUNDS = 60
+
+
+class UnsteadyForward(TraceError):  # noqa: N818 - what it is
+    """Two runs of one forward differ, without any cut."""
 
 
 def trace(
@@ -74,7 +72,8 @@ def trace(
     Raises TraceError when the model does not run on the inputs or a pattern matches no module.
     """
     refuse_untraceable(model)
-    try:
+
+    def by_shapes() -> ChannelGroups:
         with _no_collection(), without_values(model):
             meta = inputs_without_values(example_inputs)
             tracer = _follow(model, meta, freeze, prune_norms)
@@ -82,9 +81,23 @@ def trace(
             return _after_trials(
                 tracer, model, partial(_trial_of_shapes, model, example_inputs, tracer.returned)
             )
-    except (RuleError, TraceError):
+
+    def by_values() -> ChannelGroups:
         tracer = _follow(model, example_inputs, freeze, prune_norms)
-    return _after_trials(tracer, model, partial(_trial_with_values, model, example_inputs))
+        return _after_trials(tracer, model, partial(_trial_with_values, model, example_inputs))
+
+    try:
+        return _steadily(by_shapes)
+    except (RuleError, TraceError):
+        return _steadily(by_values)
+
+
+def _steadily(attempt: Callable[[], ChannelGroups]) -> ChannelGroups:
+    """Again where two runs differed: a forward may keep what it computed when first called."""
+    try:
+        return attempt()
+    except UnsteadyForward:
+        return attempt()
 
 
 @contextlib.contextmanager
@@ -104,7 +117,7 @@ def _no_collection() -> Iterator[None]:
 
 def _follow(
     model: nn.Module, example_inputs: Any, freeze: Sequence[str], prune_norms: bool
-) -> "Tracer":
+) -> Tracer:
     with plain_eval(model), module_paths(model) as visits:
         tracer = Tracer(model, visits)
         tracer.facts.prune_norms = prune_norms
@@ -122,13 +135,14 @@ def _follow(
 Trial = Callable[[ChannelGroups, Mask, list[OpRecord]], list[Fault]]
 
 
-def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGroups:
+def _after_trials(tracer: Tracer, model: nn.Module, trial: Trial) -> ChannelGroups:
     """The groups, less what cuts show to be baked into the forward."""
     hard_coded: list[str] = []
     no_guess: set[str] = set()
     tied: set[tuple[str, str, int]] = set()
     groups = build_groups(tracer.facts, model, tracer.unknown)
     rounds = 0
+    steady = False
     cuts = list(range(NUM_CUTS) if takes_parts(tracer.records, groups) else WHOLE_WIDTHS)
     while groups.num_atoms and cuts:
         faults = trial(groups, cut(groups, cuts[0]), tracer.records)
@@ -136,6 +150,13 @@ def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGr
         if not faults:
             cuts.pop(0)
             continue
+        whole = np.ones(groups.num_atoms, dtype=np.bool_)
+        if not steady and (unlike := trial(groups, whole, tracer.records)):
+            raise UnsteadyForward(
+                "two runs of the model on the same inputs execute other ops or give other values, "
+                f"first at {unlike[0].place}: its channels cannot be followed"
+            )
+        steady = True
         if rounds > _MAX_ROUNDS:
             raise TraceError(
                 f"after {rounds} trials a cut still changes what the network computes; the "
@@ -156,7 +177,7 @@ def _after_trials(tracer: "Tracer", model: nn.Module, trial: Trial) -> ChannelGr
 
 
 def _tie_told_alike(
-    tracer: "Tracer",
+    tracer: Tracer,
     model: nn.Module,
     groups: ChannelGroups,
     fault: Fault,
@@ -190,122 +211,6 @@ def _trial_with_values(
 ) -> list[Fault]:
     fault = find_fault(randomised(model), groups, alive, records, inputs)
     return [] if fault is None else [fault]
-
-
-class Tracer(TorchDispatchMode):
-    """Collects facts about ids while ops run."""
-
-    def __init__(self, model: nn.Module, visits: list[Visit]) -> None:
-        super().__init__()
-        self.facts = Facts()
-        self.unknown: dict[str, set[str]] = {}
-        self.records: list[OpRecord] = []
-        self.returned: list[tuple[int, ...]] = []  # shapes
-        self._visits = visits
-        self._top = Visit("", type(model))
-        self._known: dict[int, Info] = {}
-        self._run = object()
-        self._writes: Counter[int] = Counter()  # by storage
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            origin = name.rpartition(".")[0]
-            ids = {
-                dim: self.facts.space.fresh(size, origin, name, dim)
-                for dim, size in enumerate(tensor.shape)
-            }
-            starts = frozenset(int(rows[0, 0]) for rows in ids.values() if rows.size)
-            gateable = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
-            self._known[id(tensor)] = Info(ids, starts if gateable else None)
-
-    def lookup(self, tensor: Tensor) -> Info:
-        """Ids of a parameter, a buffer or a traced tensor; none for anything else."""
-        known = self._known.get(id(tensor))
-        if known is not None:
-            return known
-        run, writes, info = getattr(tensor, _INFO, _NOTHING)
-        if run is not self._run:  # left by an earlier trace on a tensor that the model keeps
-            return Info()
-        if writes != self._writes[_storage(tensor)]:  # a view wrote into it: its values are unknown
-            return Info(info.ids)
-        return cast(Info, info)
-
-    def _store(self, tensor: Tensor, info: Info) -> None:
-        if id(tensor) not in self._known:  # a parameter that is written into keeps its own ids
-            setattr(tensor, _INFO, (self._run, self._writes[_storage(tensor)], info))
-
-    def _note_write(self, tensor: Tensor, before: Dead) -> None:
-        """After a write in place: what else lies in the same memory has lost its dead value."""
-        info = self.lookup(tensor)
-        if before is None or info.dead != before:
-            self._writes[_storage(tensor)] += 1
-            self._store(tensor, info)
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        before = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
-        out = execute(func, args, kwargs)
-        visit = self._visits[-1] if self._visits else self._top
-        call = OpCall(
-            func, args, kwargs, out, visit.path, self.facts, self.lookup, self._store, before
-        )
-        inputs = tuple(self.lookup(tensor).ids for tensor in call.inputs())
-        first_block = len(self.facts.space.blocks)
-        rule = rule_of(func)
-        if rule is None and is_elementwise(func):
-            rule = elementwise
-        written = [(tensor, self.lookup(tensor).dead) for tensor in _written(call)]
-        try:
-            (rule or self._refuse)(call)
-        except FORWARD_ERRORS as error:
-            raise RuleError(
-                f"the rule for {call.where} failed: {type(error).__name__}: {error}. This is no "
-                "fault of the model: please report it, with this line"
-            ) from error
-        self.facts.num_calls[call.name] += 1
-        for tensor, held in written:
-            self._note_write(tensor, held)
-        outputs = list(call.outputs())
-        self.records.append(
-            OpRecord(
-                op=call.name,
-                module=visit.path,
-                site=(visit.kind, visit.num_ops),
-                is_leaf=visit.is_leaf,
-                shapes=tuple(tuple(tensor.shape) for tensor in outputs),
-                dtypes=tuple(tensor.dtype for tensor in outputs),
-                numbers=numbers_in((args, kwargs)),
-                values=values_of(outputs),
-                inputs=inputs,
-                outputs=tuple(self.lookup(tensor).ids for tensor in outputs),
-                blocks=range(first_block, len(self.facts.space.blocks)),
-            )
-        )
-        visit.num_ops += 1
-        return out
-
-    def _refuse(self, call: OpCall) -> None:
-        infos = [call.info(tensor) for tensor in call.inputs()]
-        if any(info.ids for info in infos):
-            self.unknown.setdefault(call.name, set()).add(call.module)
-        for info in infos:
-            call.freeze(info)
-        for tensor in tensors_in(call.out):
-            self._store(tensor, Info())
-
-
-def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
-
-
-def _written(call: OpCall) -> list[Tensor]:
-    """Tensors that the op writes into."""
-    schema = call.func._schema
-    if not schema.is_mutable:
-        return []
-    given = dict(zip((spec.name for spec in schema.arguments), call.args, strict=False))
-    values = [(given | call.kwargs).get(spec.name) for spec in schema.arguments if spec.is_write]
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _freeze_matching(tracer: Tracer, model: nn.Module, patterns: Sequence[str]) -> None:

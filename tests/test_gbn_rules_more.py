@@ -132,3 +132,57 @@ def test_pooled_regions_keep_their_channels(prune_and_prove, group_of):
 def test_an_op_may_be_named_where_its_library_need_not_be_there():
     gbn.register_rule("nowhere::scaled")(lambda call: call.set(call.info(call.args[0])))
     assert RULES.pop("nowhere::scaled")
+
+
+def test_a_table_keeps_its_entries_and_its_channels_follow(prune_and_prove, group_of):
+    class Coded(nn.Module):
+        """Each position gets a code of a table, added to what a layer computed."""
+
+        def __init__(self):
+            super().__init__()
+            self.c, self.table, self.h = nn.Conv2d(3, 16, 1), nn.Embedding(64, 16), nn.Linear(16, 5)
+
+        def forward(self, x):
+            tokens = self.c(x).flatten(2).transpose(1, 2)
+            return self.h(torch.tanh(tokens + self.table(torch.arange(64))).mean(1))
+
+    result = prune_and_prove(Coded(), X)
+    assert len(group_of(result.groups, "c").atoms) == 16
+    assert result.small.table.weight.shape == (64, result.small.c.out_channels)
+
+
+def test_a_sampled_image_keeps_its_positions_and_its_channels_follow(prune_and_prove):
+    def sample(_, f):
+        grid = F.affine_grid(torch.eye(2, 3).expand(2, 2, 3) * 1.2, [2, 16, 6, 6], False)
+        return F.grid_sample(f, grid, align_corners=False)
+
+    result = prune_and_prove(Between(sample, nn.Conv2d(16, 5, 1)), X)
+    assert result.groups.num_atoms == 16 and not result.groups.hard_coded
+
+
+def test_a_computed_grid_keeps_the_channels_that_it_is_read_from(group_of):
+    class Warped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c, self.flow, self.h = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 2, 1), nn.Conv2d(8, 5, 1)
+
+        def forward(self, x):
+            grid = self.flow(x).permute(0, 2, 3, 1).tanh()
+            return self.h(F.grid_sample(self.c(x), grid, align_corners=False))
+
+    groups = gbn.trace(Warped(), X)
+    assert group_of(groups, "flow").frozen and "where to sample" in group_of(groups, "flow").reason
+    assert len(group_of(groups, "c").atoms) == 8
+
+
+def test_windows_that_are_summed_into_an_image_go_with_their_channel(prune_and_prove, group_of):
+    """fold(unfold(x)): a channel of the image owns the 4 rows of its 2 x 2 windows."""
+
+    def spread(m, f):
+        rows = m.wide(f.flatten(2).transpose(1, 2)).transpose(1, 2)
+        return F.fold(rows, (16, 16), 2, stride=2)
+
+    wide = nn.Linear(16, 24)
+    result = prune_and_prove(Between(spread, nn.Conv2d(6, 5, 1), wide=wide), X)
+    assert len(group_of(result.groups, "wide").atoms) == 6
+    assert result.small.wide.out_features == 4 * result.small.h.in_channels

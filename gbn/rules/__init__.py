@@ -1,6 +1,6 @@
 """Rules of ATen ops, one room for each kind; importing this registers them all."""
 
-from gbn.rules import contract, elementwise, layout, reduce, reshape
+from gbn.rules import contract, elementwise, layout, lookup, reduce, reshape
 from gbn.rules.base import (
     RULES,
     Dead,
@@ -26,6 +26,7 @@ __all__ = [
     "contract",
     "elementwise",
     "layout",
+    "lookup",
     "numbers_in",
     "reduce",
     "register_rule",

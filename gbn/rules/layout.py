@@ -4,11 +4,7 @@ Ops that join or split dimensions are in `gbn.rules.reshape`; here are those tha
 and lay side by side.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
-import torch
-from torch import Tensor
 
 from gbn.ids import NONE, Rows
 from gbn.rules.base import Info, OpCall, aten, fixed, join_dead, register_rule
@@ -173,7 +169,7 @@ def _cat(call: OpCall) -> None:
         if dim == at and any(rows is not None for rows in found):
             ids[dim] = _concatenate(found, [t.shape[dim] for t in tensors])
         elif dim != at:
-            met = _meet_all(call, found, call.out.shape[dim])
+            met = meet_all(call, found, call.out.shape[dim])
             if met is not None:
                 ids[dim] = met
     call.set(Info(ids, join_dead(info.dead for info in infos if info.ids)))
@@ -187,13 +183,13 @@ def _stack(call: OpCall) -> None:
     for dim in range(call.out.ndim):
         own = dim - (dim > at)
         if dim != at:
-            met = _meet_all(call, [info.ids.get(own) for info in infos], call.out.shape[dim])
+            met = meet_all(call, [info.ids.get(own) for info in infos], call.out.shape[dim])
             if met is not None:
                 ids[dim] = met
     call.set(Info(ids, join_dead(info.dead for info in infos if info.ids)))
 
 
-def _meet_all(call: OpCall, found: list[Rows | None], size: int) -> Rows | None:
+def meet_all(call: OpCall, found: list[Rows | None], size: int) -> Rows | None:
     present = [rows for rows in found if rows is not None]
     for rows in present[1:]:
         call.tie(present[0], rows)
@@ -251,69 +247,3 @@ def _roll(call: OpCall) -> None:
     dims = {d % call.out.ndim for d in call.arg(2, "dims", ()) or range(call.out.ndim)}
     call.freeze(info, dims, "is rolled by a fixed number of positions")
     call.set(info)
-
-
-@register_rule(aten.index_select, aten.gather, aten.index)
-def _index(call: OpCall) -> None:
-    """Picks positions by number: dimensions that are indexed stay, others pass."""
-    x = call.args[0]
-    info = call.info(x)
-    if call.func.overloadpacket is aten.index:
-        at = _indexed(call.args[1])
-    else:
-        at = (
-            [call.args[1] % x.ndim]
-            if call.func.overloadpacket is aten.index_select
-            else list(range(x.ndim))
-        )
-    call.freeze(info, at, "is indexed by position")
-    if call.func.overloadpacket is aten.index_select or (len(at) == 1 and at[0] == x.ndim - 1):
-        call.set(Info({d: r for d, r in info.ids.items() if d not in at}, info.dead))
-        return
-    if call.func.overloadpacket is aten.index and len(at) and at == list(range(at[0], at[-1] + 1)):
-        shift = call.out.ndim - x.ndim
-        ids = {d + shift * (d > at[-1]): r for d, r in info.ids.items() if d not in at}
-        call.set(Info(ids, info.dead))
-        return
-    call.freeze(info, why="is indexed by position")
-    call.set(Info())
-
-
-@register_rule(aten.index_put, aten.index_put_, aten._unsafe_index_put)
-def _index_put(call: OpCall) -> None:
-    """Writes at positions by number: dimensions that are indexed stay, those behind them meet."""
-    x, indices, values = call.args[:3]
-    target, source = call.info(x), call.info(values)
-    at = _indexed(indices)
-    if at != list(range(len(at))) or any(d >= x.ndim for d in at):
-        call.freeze(target, why="is written into by position")
-        call.freeze(source, why="is written by position")
-        call.set(Info())
-        return
-    call.freeze(target, at, "is written into by position")
-    shift = x.ndim - values.ndim
-    call.freeze(source, [d for d in source.ids if d + shift < len(at)], "is written by position")
-    ids = {}
-    for dim in range(len(at), x.ndim):
-        rows = [target.ids.get(dim)]
-        if dim - shift >= 0 and values.shape[dim - shift] == x.shape[dim]:
-            rows.append(source.ids.get(dim - shift))
-        met = _meet_all(call, rows, x.shape[dim])
-        if met is not None:
-            ids[dim] = met
-    # a value written over removable positions that has none itself is no zero there
-    given = {d + shift for d in source.ids if values.shape[d] > 1}
-    known = all(d in given or call.facts.space.stays(rows) for d, rows in ids.items())
-    call.set(Info(ids, join_dead([target.dead, source.dead]) if known else None))
-
-
-def _indexed(indices: Sequence[Tensor | None]) -> list[int]:
-    """Dimensions that are indexed; a boolean index covers as many as it has of its own."""
-    at: list[int] = []
-    dim = 0
-    for index in indices:
-        mask = index is not None and index.dtype in (torch.bool, torch.uint8)
-        width = index.ndim if mask and index is not None else 1
-        at += range(dim, dim + width) if index is not None else ()
-        dim += width
-    return at

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from gbn.ids import Rows
-from gbn.rules.base import Info, OpCall, Split, aten, join_dead, register_rule, stack
+from gbn.rules.base import Info, OpCall, Split, aten, join_dead, register_rule, stack, vanishes
 
 
 @register_rule(aten.view.default, aten._unsafe_view, aten.reshape, aten._reshape_alias)
@@ -210,3 +210,20 @@ def _im2col(call: OpCall) -> None:
     if at in info.ids:
         ids[at] = np.repeat(info.ids[at], math.prod(kernel), axis=1)
     call.set(Info(ids, join_dead([info.dead, 0.0]) if any(padding) else info.dead))
+
+
+@register_rule(aten.col2im)
+def _col2im(call: OpCall) -> None:
+    """(N, C * kernel, windows) -> (N, C, H, W): each channel is the sum of its kernel's rows."""
+    x, kernel = call.args[0], call.args[2]
+    info = call.info(x)
+    at = x.ndim - 2
+    call.freeze(info, [d for d in info.ids if d > at], "is laid out in windows")
+    ids = {d: rows for d, rows in info.ids.items() if d < at}
+    if at in info.ids:
+        rows = info.ids[at].reshape(len(info.ids[at]), -1, math.prod(kernel))
+        for offset in range(1, rows.shape[2]):
+            call.tie(rows[:, :, 0], rows[:, :, offset])
+        ids[at] = rows[:, :, 0]
+        call.sized(ids[at])
+    call.set(Info(ids, info.dead if vanishes(info.dead) else None))

@@ -1,0 +1,142 @@
+"""Collects facts about channels while a model runs: which ids meet, which stay, what each op cost.
+
+What enters: each ATen op that the forward executes, by a `TorchDispatchMode`, with parameters
+recognised by identity. What leaves: `Facts`, a record of each op, and the ops without a rule.
+"""
+
+from collections import Counter
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gbn.errors import RuleError
+from gbn.faults import OpRecord
+from gbn.rules import Dead, Facts, Info, OpCall, numbers_in, rule_of, tensors_in
+from gbn.rules.elementwise import elementwise, is_elementwise
+from gbn.running import FORWARD_ERRORS, Visit
+from gbn.shape_trial import values_of
+from gbn.shapes_only import execute
+
+_INFO = "_gbn_info"
+_NOTHING = (None, 0, Info())
+
+
+class Tracer(TorchDispatchMode):
+    """Collects facts about ids while ops run."""
+
+    def __init__(self, model: nn.Module, visits: list[Visit]) -> None:
+        super().__init__()
+        self.facts = Facts()
+        self.unknown: dict[str, set[str]] = {}
+        self.records: list[OpRecord] = []
+        self.returned: list[tuple[int, ...]] = []  # shapes
+        self._visits = visits
+        self._top = Visit("", type(model))
+        self._known: dict[int, Info] = {}
+        self._run = object()
+        self._writes: Counter[int] = Counter()  # by storage
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            origin = name.rpartition(".")[0]
+            ids = {
+                dim: self.facts.space.fresh(size, origin, name, dim)
+                for dim, size in enumerate(tensor.shape)
+            }
+            for dim in range(1, tensor.ndim):
+                if tensor.shape[dim] == 1:  # known to stay from the start: never an empty dimension
+                    self.facts.space.freeze(ids[dim], "is a dimension of size 1")
+            starts = frozenset(int(rows[0, 0]) for rows in ids.values() if rows.size)
+            gateable = isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+            self._known[id(tensor)] = Info(ids, starts if gateable else None)
+
+    def lookup(self, tensor: Tensor) -> Info:
+        """Ids of a parameter, a buffer or a traced tensor; none for anything else."""
+        known = self._known.get(id(tensor))
+        if known is not None:
+            return known
+        run, writes, info = getattr(tensor, _INFO, _NOTHING)
+        if run is not self._run:  # left by an earlier trace on a tensor that the model keeps
+            return Info()
+        if writes != self._writes[_storage(tensor)]:  # a view wrote into it: its values are unknown
+            return Info(info.ids)
+        return cast(Info, info)
+
+    def _store(self, tensor: Tensor, info: Info) -> None:
+        if id(tensor) not in self._known:  # a parameter that is written into keeps its own ids
+            setattr(tensor, _INFO, (self._run, self._writes[_storage(tensor)], info))
+
+    def _note_write(self, tensor: Tensor, before: Dead) -> None:
+        """After a write in place: what else lies in the same memory has lost its dead value."""
+        info = self.lookup(tensor)
+        if before is None or info.dead != before:
+            self._writes[_storage(tensor)] += 1
+            self._store(tensor, info)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        before = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
+        out = execute(func, args, kwargs)
+        visit = self._visits[-1] if self._visits else self._top
+        call = OpCall(
+            func, args, kwargs, out, visit.path, self.facts, self.lookup, self._store, before
+        )
+        inputs = tuple(self.lookup(tensor).ids for tensor in call.inputs())
+        first_block = len(self.facts.space.blocks)
+        rule = rule_of(func)
+        if rule is None and is_elementwise(func):
+            rule = elementwise
+        written = [(tensor, self.lookup(tensor).dead) for tensor in _written(call)]
+        try:
+            (rule or self._refuse)(call)
+        except FORWARD_ERRORS as error:
+            raise RuleError(
+                f"the rule for {call.where} failed: {type(error).__name__}: {error}. This is no "
+                "fault of the model: please report it, with this line"
+            ) from error
+        self.facts.num_calls[call.name] += 1
+        for tensor, held in written:
+            self._note_write(tensor, held)
+        outputs = list(call.outputs())
+        self.records.append(
+            OpRecord(
+                op=call.name,
+                module=visit.path,
+                site=(visit.kind, visit.num_ops),
+                is_leaf=visit.is_leaf,
+                shapes=tuple(tuple(tensor.shape) for tensor in outputs),
+                dtypes=tuple(tensor.dtype for tensor in outputs),
+                numbers=numbers_in((args, kwargs)),
+                values=values_of(outputs),
+                inputs=inputs,
+                outputs=tuple(self.lookup(tensor).ids for tensor in outputs),
+                blocks=range(first_block, len(self.facts.space.blocks)),
+            )
+        )
+        visit.num_ops += 1
+        return out
+
+    def _refuse(self, call: OpCall) -> None:
+        infos = [call.info(tensor) for tensor in call.inputs()]
+        if any(info.ids for info in infos):
+            self.unknown.setdefault(call.name, set()).add(call.module)
+        for info in infos:
+            call.freeze(info)
+        for tensor in tensors_in(call.out):
+            self._store(tensor, Info())
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
+
+
+def _written(call: OpCall) -> list[Tensor]:
+    """Tensors that the op writes into."""
+    schema = call.func._schema
+    if not schema.is_mutable:
+        return []
+    given = dict(zip((spec.name for spec in schema.arguments), call.args, strict=False))
+    values = [(given | call.kwargs).get(spec.name) for spec in schema.arguments if spec.is_write]
+    return [value for value in values if isinstance(value, Tensor)]
