@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from exporters.accuracy import Accuracy, top1
     from exporters.capture import export_program
     from exporters.cleanup import clean
+    from exporters.fidelity import Fidelity, agreement, relative_error
     from exporters.files import load_onnx
     from exporters.latency import (
         LatencyComparison,
@@ -31,6 +32,7 @@ __all__ = [
     "Accuracy",
     "ExportError",
     "ExportRequest",
+    "Fidelity",
     "LatencyComparison",
     "LatencySettings",
     "LatencyStats",
@@ -39,6 +41,7 @@ __all__ = [
     "Parity",
     "ProviderError",
     "Session",
+    "agreement",
     "check_parity",
     "clean",
     "compare_latency",
@@ -47,6 +50,7 @@ __all__ = [
     "export_program",
     "load_onnx",
     "open_session",
+    "relative_error",
     "top1",
 ]
 
@@ -54,6 +58,7 @@ _HOME = {
     "accuracy": ("Accuracy", "top1"),
     "capture": ("export_program",),
     "cleanup": ("clean",),
+    "fidelity": ("Fidelity", "agreement", "relative_error"),
     "files": ("load_onnx",),
     "latency": ("LatencyComparison", "LatencySettings", "LatencyStats", "compare_latency"),
     "macs": ("OnnxCost", "count_macs"),

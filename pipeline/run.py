@@ -9,13 +9,13 @@ is measured and the target is known to be reachable, nothing is written.
 import json
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import safetensors.torch
 import torch
-from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
 import exporters
@@ -27,6 +27,8 @@ from pipeline.baseline import Baseline, export_request, measure_baseline, set_go
 from pipeline.compress import Compressed, Compressor, Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
+from pipeline.data_free import MadeData, NothingMade
+from pipeline.recovery import prepare
 from pipeline.report import (
     BeforeAfter,
     Difference,
@@ -38,10 +40,17 @@ from pipeline.report import (
     render_html,
 )
 from pipeline.rundir import RunDirectory, check_out
-from pipeline.training import Trainer, TrainingSettings
 
-_PEAK_LR = 0.05
 _PROOF_IMAGES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """The compressed network, the plan that made it, and the images made where no data was."""
+
+    compressed: Compressed
+    plan: gbn.PrunePlan
+    made: MadeData | NothingMade | None
 
 
 def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
@@ -62,9 +71,11 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
             run.create()
             run.write("stages/baseline.onnx", lambda to: shutil.copyfile(baseline.onnx, to))
             stages = [{"name": "baseline", "seconds": round(monotonic() - began, 2)}]
-            compressed, compressor = _compress(config, baseline, goal, run, console)
-            stages += compressed.curve
-            return _finish(config, baseline, compressed, compressor, run, console, stages)
+            outcome = _compress(config, baseline, goal, run, console)
+            if isinstance(outcome.made, MadeData):
+                stages.append({"name": "images", "seconds": outcome.made.seconds})
+            stages += outcome.compressed.curve
+            return _finish(config, baseline, outcome, run, console, stages)
 
 
 def _say_groups(baseline: Baseline, console: RunConsole) -> None:
@@ -75,47 +86,36 @@ def _say_groups(baseline: Baseline, console: RunConsole) -> None:
 
 def _compress(
     config: RunConfig, baseline: Baseline, goal: Goal, run: RunDirectory, console: RunConsole
-) -> tuple[Compressed, Compressor]:
+) -> _Outcome:
+    recovery = prepare(config, baseline, run, console)
     console.stage("compress")
-    loaded, data = baseline.loaded, baseline.data
-    trainer = None
-    if data is not None:
-        device = baseline.device
-        fabric = Fabric(
-            accelerator=device.type,
-            devices=1 if device.index is None else [device.index],
-            precision="bf16-mixed" if device.type == "cuda" else "32-true",
-        )
-        settings = TrainingSettings(
-            peak_lr=config.recovery.lr or _PEAK_LR,
-            distill=config.recovery.distill,
-            seed=config.recovery.seed,
-        )
-        trainer = Trainer(fabric, data, loaded.module, settings, console)
     probe = baseline.probes.mixed(_PROOF_IMAGES)
-    compressor = Compressor(loaded.module, baseline.groups, goal, trainer, probe, run, console)
-    return compressor.compress(config.recovery.epochs), compressor
+    compressor = Compressor(
+        baseline.loaded.module, baseline.groups, goal, recovery.trainer, probe, run, console
+    )
+    compressed = compressor.compress(config.recovery.epochs)
+    plan = compressor.plan(compressed.alive)
+    return _Outcome(compressed=compressed, plan=plan, made=recovery.made)
 
 
 def _finish(
     config: RunConfig,
     baseline: Baseline,
-    compressed: Compressed,
-    compressor: Compressor,
+    outcome: _Outcome,
     run: RunDirectory,
     console: RunConsole,
     stages: list[dict[str, Any]],
 ) -> Report:
     console.stage("export")
     began = monotonic()
-    plan = compressor.plan(compressed.alive)
-    _write_artefacts(config, baseline, compressed.model.eval(), plan, run)
+    plan = outcome.plan
+    _write_artefacts(config, baseline, outcome.compressed.model.eval(), plan, run)
     stages.append({"name": "export", "seconds": round(monotonic() - began, 2)})
 
     console.stage("verify")
     began = monotonic()
     session = exporters.open_session(run.path / "model.onnx", config.deploy.provider)
-    measured = _measure(config, baseline, compressed, session, console)
+    measured = _measure(config, baseline, outcome, session, console)
     stages.append({"name": "verify", "seconds": round(monotonic() - began, 2)})
     report = build_report(
         Measurements(**measured, groups=[_group_row(g) for g in plan.groups], stages=stages)
@@ -171,11 +171,12 @@ def _group_row(group: GroupWidth) -> dict[str, Any]:
 def _measure(
     config: RunConfig,
     baseline: Baseline,
-    compressed: Compressed,
+    outcome: _Outcome,
     after: Session,
     console: RunConsole,
 ) -> dict[str, Any]:
     loaded, data, cost = baseline.loaded, baseline.data, baseline.cost
+    compressed, made = outcome.compressed, outcome.made
     result = exporters.count_macs(config.out / "model.onnx")
     skipped = {}
     accuracy = None
@@ -201,6 +202,8 @@ def _measure(
         "params": BeforeAfter(before=cost.num_params, after=result.num_params),
         "size_bytes": BeforeAfter(before=cost.size_bytes, after=result.size_bytes),
         "accuracy": accuracy,
+        "fidelity": verify.fidelity(baseline.session, after, made),
+        "data_free": made.described if made is not None else None,
         "surgery": surgery,
         "parity": verify.parity(compressed.model, after, baseline.probes),
         "latency": timed,

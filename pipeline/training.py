@@ -1,18 +1,17 @@
 """Scoring and training on Lightning Fabric: one device, mixed precision on CUDA.
 
-Enters: a network, data, and a phase of the schedule. Leaves: gate scores, or the network trained.
-The original network teaches: the loss is mostly the distance to its softened outputs (Hinton et
-al. 2015), the rest the labels. Nothing here decides what goes.
+Enters: a network, data, an objective and a phase of the schedule. Leaves: gate scores, or the
+network trained. The original network teaches, if the objective asks it. Nothing here decides what
+goes.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import CompressError
+from pipeline.objectives import Ask, LabelledClasses, Objective
 
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
@@ -29,15 +29,15 @@ _WARMUP_SHARE = 0.05
 _CLIP_NORM = 5.0
 _BN_BATCHES = 16
 
+Loss = Callable[[Any, Tensor, Ask], Tensor]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """`peak_lr` of SGD; `distill`: learn from the teacher; its share and temperature."""
+    """`peak_lr` of SGD; `objective`: what the network is scored by and trained for."""
 
     peak_lr: float
-    distill: bool
-    distill_share: float = 0.9
-    temperature: float = 3.0
+    objective: Objective = field(default_factory=LabelledClasses)
     seed: int = 0
 
 
@@ -103,13 +103,14 @@ class Trainer:
         loss is not finite.
         """
         device_model = self._fabric.to_device(model).eval()
+        # an objective that draws draws the same in a run that is resumed here
+        torch.manual_seed(self._settings.seed + batches.start)
         with gbn.Gates(device_model, groups) as gates:
             for parameter in device_model.parameters():
                 parameter.grad = None
             with self._only_gates_learn(device_model, gates):
                 for images, labels in self._batches(batches.start, len(batches)):
-                    with self._fabric.autocast():
-                        loss = F.cross_entropy(device_model(images), labels)
+                    loss = self._loss(self._settings.objective.score, device_model, images, labels)
                     if not math.isfinite(float(loss.detach())):
                         raise CompressError("the loss is not finite while scoring: check the data")
                     self._fabric.backward(loss)
@@ -142,7 +143,7 @@ class Trainer:
                     torch.manual_seed(self._settings.seed + start + step)
                 for group in optimizer.param_groups:
                     group["lr"] = self._settings.peak_lr * lr_share(phase, step)
-                loss = self._loss(wrapped, images, labels)
+                loss = self._loss(self._settings.objective.learn, wrapped, images, labels)
                 if not math.isfinite(float(loss.detach())):
                     raise CompressError(
                         f"the loss is not finite in {label}, step {step}: lower --lr "
@@ -185,23 +186,15 @@ class Trainer:
                 norm.momentum = momentum
             model.eval()
 
-    def _loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, kind: Loss, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with self._fabric.autocast():
-            logits = model(images)
-            hard = F.cross_entropy(logits, labels)
-            if not self._settings.distill:
-                return hard
-            with torch.no_grad():
-                taught = self._teacher(images)
-        t = self._settings.temperature
-        soft = F.kl_div(
-            F.log_softmax(logits.float() / t, 1),
-            F.log_softmax(taught.float() / t, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
-        share = self._settings.distill_share
-        return share * t * t * soft + (1 - share) * hard
+            outputs = model(images)
+
+        def original() -> Any:
+            with torch.no_grad(), self._fabric.autocast():
+                return self._teacher(images)
+
+        return kind(outputs, labels, original)
 
     def _batches(self, start: int, count: int) -> Iterator[Batch]:
         for images, labels in self.stream.take(start, count):

@@ -14,10 +14,12 @@ import exporters
 from exporters.session import Session
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
+from pipeline.data_free import MadeData, NothingMade
 from pipeline.errors import UsageError
-from pipeline.report import Accuracy, Difference, Latency, LatencySummary
+from pipeline.report import Accuracy, Difference, Fidelity, Latency, LatencySummary
 
 PARITY_BATCH = 8
+_FIDELITY_BATCH = 32
 _SIGMAS = 3.0
 
 
@@ -95,6 +97,17 @@ def accuracies(before: exporters.Accuracy, after: exporters.Accuracy) -> Accurac
     return Accuracy(
         metric=before.metric, samples=before.samples, before=before.value, after=after.value
     )
+
+
+def fidelity(
+    before: Session, after: Session, made: MadeData | NothingMade | None
+) -> Fidelity | None:
+    """Agreement with the original on held-out images, where images were made."""
+    if not isinstance(made, MadeData):
+        return None
+    measure = exporters.agreement if made.classes else exporters.relative_error
+    found = measure(before, after, made.held_out.split(_FIDELITY_BATCH))
+    return Fidelity(metric=found.metric, samples=found.samples, value=found.value)
 
 
 def latency(before: Session, after: Session, probe: Tensor, seed: int) -> Latency:

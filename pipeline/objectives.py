@@ -1,0 +1,118 @@
+"""What a network is scored by and trained for: labels, or what the original network says.
+
+Enters: what the network gives for a batch, the labels, and a way to ask the original. Leaves: a
+loss. An `Objective` has two: `score`, whose gradient tells what a channel is worth, and `learn`.
+
+At first the network is the original itself. A distance to the original then has no gradient, so no
+channel would be worth anything. `score` without labels therefore aims beside what the original says
+by a random amount: the gradients are those of the distance's curvature, in expectation (for class
+scores the Fisher information, since labels are drawn from the original's own odds).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+Ask = Callable[[], Any]
+"""Gives the original network's outputs for the same images, without gradients."""
+
+
+class Objective(Protocol):
+    """A pair of losses over (N, ...) outputs."""
+
+    def score(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:
+        """The loss whose gradients score channels."""
+
+    def learn(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:
+        """The loss that training makes small."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledClasses:
+    """Class scores (N, classes) against labels (N,), mostly through the original (Hinton 2015).
+
+    distill: off, the labels alone teach; share: of the original's part.
+    """
+
+    distill: bool = True
+    share: float = 0.9
+    temperature: float = 3.0
+
+    def score(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
+        """Cross-entropy."""
+        return F.cross_entropy(outputs.float(), labels)
+
+    def learn(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:
+        """Cross-entropy, and the distance to the original's softened outputs."""
+        hard = F.cross_entropy(outputs.float(), labels)
+        if not self.distill:
+            return hard
+        soft = softened_distance(outputs, original(), self.temperature)
+        return self.share * soft + (1 - self.share) * hard
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginalClasses:
+    """Class scores (N, classes) against those of the original; labels are not looked at."""
+
+    temperature: float = 3.0
+
+    def score(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
+        """Cross-entropy with classes drawn from the original's odds."""
+        odds = original().float().softmax(1)
+        return F.cross_entropy(outputs.float(), torch.multinomial(odds, 1).squeeze(1))
+
+    def learn(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
+        """The distance to the original's softened outputs."""
+        return softened_distance(outputs, original(), self.temperature)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginalOutputs:
+    """Outputs of any structure against those of the original; labels are not looked at."""
+
+    def score(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
+        """`relative_distance` to outputs that are off by noise as large as they are themselves."""
+        beside = [t + _size(t) * torch.randn_like(t) for t in float_tensors(original())]
+        return relative_distance(float_tensors(outputs), beside)
+
+    def learn(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
+        """`relative_distance` to the original's outputs."""
+        return relative_distance(float_tensors(outputs), float_tensors(original()))
+
+
+def softened_distance(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:
+    """T² · KL(taught ‖ outputs) of class scores (N, classes) softened by T, a mean over N."""
+    t = temperature
+    divergence = F.kl_div(
+        F.log_softmax(outputs.float() / t, 1),
+        F.log_softmax(taught.float() / t, 1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return t * t * divergence
+
+
+def relative_distance(outputs: list[Tensor], taught: list[Tensor]) -> Tensor:
+    """Mean squared difference over the mean square of what is taught, a mean over the outputs."""
+    distances = [
+        (a.float() - b.float()).square().mean() / b.float().square().mean().clamp(min=1e-12)
+        for a, b in zip(outputs, taught, strict=True)
+    ]
+    return torch.stack(distances).mean()
+
+
+def _size(tensor: Tensor) -> Tensor:
+    """Root of the mean square."""
+    return tensor.float().square().mean().sqrt()
+
+
+def float_tensors(outputs: Any) -> list[Tensor]:
+    """All floating-point tensors in outputs of any structure."""
+    leaves = tree_leaves(outputs)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

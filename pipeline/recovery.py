@@ -1,0 +1,70 @@
+"""What a run learns from: the user's data, or images made from the network itself.
+
+Enters: the measured baseline. Leaves: a `Trainer` on that data with its objective; None where
+nothing can be learnt, with the reason said aloud.
+"""
+
+from dataclasses import dataclass
+
+from lightning_fabric import Fabric
+
+from pipeline.baseline import Baseline
+from pipeline.config import RunConfig
+from pipeline.console import RunConsole
+from pipeline.data import Data
+from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
+from pipeline.objectives import LabelledClasses, Objective
+from pipeline.rundir import RunDirectory
+from pipeline.training import Trainer, TrainingSettings
+
+_PEAK_LR = 0.05
+_MADE_PEAK_LR = 0.02  # on images that are few
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """trainer: None where there is nothing to learn from; made: None where the user gave data."""
+
+    trainer: Trainer | None
+    made: MadeData | NothingMade | None
+
+
+def prepare(
+    config: RunConfig, baseline: Baseline, run: RunDirectory, console: RunConsole
+) -> Recovery:
+    """Make images where there is no data, and the trainer."""
+    if baseline.data is not None:
+        objective = LabelledClasses(distill=config.recovery.distill)
+        trainer = _trainer(config, baseline, (baseline.data, objective, _PEAK_LR), console)
+        return Recovery(trainer=trainer, made=None)
+    console.stage("images")
+    reason = cannot_learn(baseline.loaded)
+    if reason is not None:
+        console.warn(
+            f"no images can be made for this network: {reason}. It is cut once by the size of its "
+            "weights, and nothing is recovered; --data would give more"
+        )
+        return Recovery(trainer=None, made=NothingMade(reason=reason))
+    plan = amounts(baseline.cost.num_macs, baseline.device.type, config.data.batch_size)
+    made = make_data(baseline.loaded, plan, config.recovery.seed, baseline.device, run, console)
+    trainer = _trainer(config, baseline, (made.data, made.objective, _MADE_PEAK_LR), console)
+    return Recovery(trainer=trainer, made=made)
+
+
+def _trainer(
+    config: RunConfig,
+    baseline: Baseline,
+    lesson: tuple[Data, Objective, float],
+    console: RunConsole,
+) -> Trainer:
+    data, objective, peak_lr = lesson
+    device = baseline.device
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=1 if device.index is None else [device.index],
+        precision="bf16-mixed" if device.type == "cuda" else "32-true",
+    )
+    settings = TrainingSettings(
+        peak_lr=config.recovery.lr or peak_lr, objective=objective, seed=config.recovery.seed
+    )
+    return Trainer(fabric, data, baseline.loaded.module, settings, console)
