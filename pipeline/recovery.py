@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lightning_fabric import Fabric
 
 from pipeline.baseline import Baseline
+from pipeline.compress import Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data
@@ -23,20 +24,23 @@ _MADE_PEAK_LR = 0.02  # on images that are few
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """trainer: None where there is nothing to learn from; made: None where the user gave data."""
+    """trainer: None where there is nothing to learn from; made: None where no
+    images are wanted."""
 
     trainer: Trainer | None
     made: MadeData | NothingMade | None
 
 
 def prepare(
-    config: RunConfig, baseline: Baseline, run: RunDirectory, console: RunConsole
+    config: RunConfig, baseline: Baseline, goal: Goal, run: RunDirectory, console: RunConsole
 ) -> Recovery:
     """Make images where there is no data, and the trainer."""
     if baseline.data is not None:
         objective = LabelledClasses(distill=config.recovery.distill)
         trainer = _trainer(config, baseline, (baseline.data, objective, _PEAK_LR), console)
         return Recovery(trainer=trainer, made=None)
+    if goal.holds_uncut(baseline.groups):
+        return Recovery(trainer=None, made=None)
     console.stage("images")
     reason = cannot_learn(baseline.loaded)
     if reason is not None:

@@ -46,7 +46,7 @@ _PROOF_IMAGES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """The compressed network, the plan that made it, and the images made where no data was."""
+    """The compressed network, the plan that made it, and the images made for it, if any."""
 
     compressed: Compressed
     plan: gbn.PrunePlan
@@ -87,7 +87,7 @@ def _say_groups(baseline: Baseline, console: RunConsole) -> None:
 def _compress(
     config: RunConfig, baseline: Baseline, goal: Goal, run: RunDirectory, console: RunConsole
 ) -> _Outcome:
-    recovery = prepare(config, baseline, run, console)
+    recovery = prepare(config, baseline, goal, run, console)
     console.stage("compress")
     probe = baseline.probes.mixed(_PROOF_IMAGES)
     compressor = Compressor(
