@@ -30,7 +30,7 @@ NOISE_IMAGES = "noise with the spectrum of photographs"
 _VERSION = version("gbn-compress")
 _STAGE = "images"
 _STEPS = 40
-_MAX_IMAGES = 1280
+_MAX_IMAGES = 1024
 _MIN_IMAGES = 96
 _MIN_BATCH = 32
 _HELD_OUT_SHARE = 5  # one batch in so many
@@ -83,7 +83,7 @@ def amounts(num_macs: int, device_type: str, batch_size: int) -> Amounts:
     """As many images as the budget of the device allows, at least `_MIN_IMAGES`."""
     affordable = int(_BUDGET_MACS[device_type] / (num_macs * _STEPS))
     images = min(max(affordable, _MIN_IMAGES), _MAX_IMAGES)
-    batch = min(batch_size, max(images // 10, _MIN_BATCH))
+    batch = min(batch_size, max(images // 8, _MIN_BATCH))
     return Amounts(batch_size=batch, batches=max(round(images / batch), 2), steps=_STEPS)
 
 

@@ -63,9 +63,10 @@ class OriginalClasses:
     temperature: float = 3.0
 
     def score(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
-        """Cross-entropy with classes drawn from the original's odds."""
-        odds = original().float().softmax(1)
-        return F.cross_entropy(outputs.float(), torch.multinomial(odds, 1).squeeze(1))
+        """Cross-entropy with classes drawn from the original's odds, both softened."""
+        odds = (original().float() / self.temperature).softmax(1)
+        drawn = torch.multinomial(odds, 1).squeeze(1)
+        return F.cross_entropy(outputs.float() / self.temperature, drawn)
 
     def learn(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
         """The distance to the original's softened outputs."""

@@ -19,7 +19,7 @@ from pipeline.rundir import RunDirectory
 from pipeline.training import Trainer, TrainingSettings
 
 _PEAK_LR = 0.05
-_MADE_PEAK_LR = 0.02  # on images that are few
+MADE_PEAK_LR = 0.02  # on images that are few
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def prepare(
         return Recovery(trainer=None, made=NothingMade(reason=reason))
     plan = amounts(baseline.cost.num_macs, baseline.device.type, config.data.batch_size)
     made = make_data(baseline.loaded, plan, config.recovery.seed, baseline.device, run, console)
-    trainer = _trainer(config, baseline, (made.data, made.objective, _MADE_PEAK_LR), console)
+    trainer = _trainer(config, baseline, (made.data, made.objective, MADE_PEAK_LR), console)
     return Recovery(trainer=trainer, made=made)
 
 

@@ -295,8 +295,8 @@ def test_no_distill_without_labels_is_refused(job: dict[str, Path], tmp_path: Pa
 def test_large_networks_get_fewer_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     small, middle, large = (amounts(macs, "cpu", 128) for macs in (41e6, 1e8, 4e9))
-    assert (small.batch_size, small.batches, small.held_out) == (128, 10, 2)
+    assert (small.batch_size, small.batches, small.held_out) == (128, 8, 1)
     # a budget of 2.2e12 MACs: 550 images by 40 steps
-    assert (middle.batch_size, middle.batches) == (55, 10)
+    assert (middle.batch_size, middle.batches) == (68, 8)
     assert large == Amounts(batch_size=32, batches=3, steps=40)
     assert amounts(4e9, "cuda", 128).batches > 3

@@ -83,7 +83,7 @@ def test_drawn_labels_follow_the_odds_of_the_original() -> None:
     torch.manual_seed(0)
     odds = torch.tensor([0.7, 0.2, 0.1]).expand(4000, 3)
     outputs = torch.zeros(4000, 3, requires_grad=True)
-    loss = OriginalClasses().score(outputs, NO_LABELS, lambda: odds.log())
+    loss = OriginalClasses(temperature=1.0).score(outputs, NO_LABELS, lambda: odds.log())
     # the gradient of cross-entropy is (1/3 - drawn) / N in each column
     (gradient,) = torch.autograd.grad(loss, outputs)
     drawn = (1 / 3 - gradient.sum(0)).numpy()
