@@ -21,10 +21,10 @@ from benchmarks.tables import RUNS
 from gbn.ticktock import Phase, schedule
 from pipeline.config_file import DATA_FREE_EPOCHS
 from pipeline.console import RunConsole
-from pipeline.data import Data, DataRequest
+from pipeline.data import Data
+from pipeline.mixed_data import made_images
 from pipeline.objectives import OriginalClasses
 from pipeline.recovery import MADE_PEAK_LR
-from pipeline.stored_data import StoredData, TensorSplit
 from pipeline.training import Progress, Trainer, TrainingSettings
 
 PEERS = RUNS / "peers"
@@ -95,18 +95,7 @@ def made_data(run: Path) -> Data:
     size = payload["plan"]["batch_size"]
     held_out = max(payload["plan"]["batches"] // 5, 1)
     images = torch.cat(payload["batches"][:-held_out]).float()
-    labels = torch.zeros(len(images), dtype=torch.int64)
-    split = TensorSplit(images=images, labels=labels, height_width=(32, 32), shifted=True)
-    return StoredData(
-        request=DataRequest(source="made", input_size=(3, 32, 32), batch_size=size),
-        train=split,
-        val=split,
-        num_classes=None,
-        class_names=None,
-        mean=None,
-        std=None,
-        augmented=True,
-    )
+    return made_images(images, images, size, seed=0)
 
 
 def recover(model: nn.Module, original: nn.Module, data: Data, share: float) -> None:

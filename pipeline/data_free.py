@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.console import RunConsole
-from pipeline.data import Data, DataRequest
+from pipeline.data import Data
 from pipeline.errors import UsageError
 from pipeline.importers import LoadedModel
 from pipeline.importers.callables import FOREIGN_ERRORS
+from pipeline.mixed_data import made_images
 from pipeline.objectives import Objective, OriginalClasses, OriginalOutputs, float_tensors
 from pipeline.rundir import RunDirectory
-from pipeline.stored_data import StoredData, TensorSplit
 from pipeline.synthetic import Advance, ImageRequest, make_images, photo_noise, remembering_norms
 
 NORM_IMAGES = "statistics of batch norms"
@@ -137,7 +137,7 @@ def make_data(
         f"{len(training)} images to learn from and {len(held_out)} held out, made from {made_from}"
     )
     return MadeData(
-        data=_as_data(training, held_out, plan, seed),
+        data=made_images(training, held_out, plan.batch_size, seed),
         held_out=held_out,
         objective=OriginalClasses() if is_classifier(loaded) else OriginalOutputs(),
         classes=is_classifier(loaded),
@@ -196,30 +196,3 @@ def _made_so_far(plan: Amounts, run: RunDirectory) -> tuple[Amounts, list[Tensor
             f"tool, not {_VERSION}: start anew with another --out"
         )
     return Amounts(**saved["plan"]), saved["batches"]
-
-
-def _as_data(training: Tensor, held_out: Tensor, plan: Amounts, seed: int) -> Data:
-    size = training.shape[1:]
-
-    def split(images: Tensor) -> TensorSplit:
-        labels = torch.zeros(len(images), dtype=torch.int64)
-        return TensorSplit(
-            images=images, labels=labels, height_width=(size[1], size[2]), shifted=True
-        )
-
-    request = DataRequest(
-        source="images made from the network",
-        input_size=(size[0], size[1], size[2]),
-        batch_size=plan.batch_size,
-        seed=seed,
-    )
-    return StoredData(
-        request=request,
-        train=split(training),
-        val=split(held_out),
-        num_classes=None,
-        class_names=None,
-        mean=None,
-        std=None,
-        augmented=True,
-    )
