@@ -20,7 +20,13 @@ from pipeline.errors import UsageError
 from pipeline.importers import LoadedModel
 from pipeline.importers.callables import FOREIGN_ERRORS
 from pipeline.mixed_data import made_images
-from pipeline.objectives import Objective, OriginalClasses, OriginalOutputs, float_tensors
+from pipeline.objectives import (
+    Objective,
+    OriginalClasses,
+    OriginalOutputs,
+    are_probabilities,
+    float_tensors,
+)
 from pipeline.rundir import RunDirectory
 from pipeline.synthetic import Advance, ImageRequest, make_images, photo_noise, remembering_norms
 
@@ -33,6 +39,7 @@ _STEPS = 40
 _MAX_IMAGES = 1024
 _MIN_IMAGES = 96
 _MIN_BATCH = 32
+_LEAST_BATCH = 16  # with fewer, statistics say little
 _HELD_OUT_SHARE = 5  # one batch in so many
 _BUDGET_MACS = {"cpu": 2.2e12, "cuda": 1e14, "mps": 1e13}  # of forward passes
 
@@ -80,10 +87,13 @@ class NothingMade:
 
 
 def amounts(num_macs: int, device_type: str, batch_size: int) -> Amounts:
-    """As many images as the budget of the device allows, at least `_MIN_IMAGES`."""
+    """As many images as the budget of the device allows, at least `_MIN_IMAGES`.
+
+    `batch_size`: the user's, which batches stay under as far as statistics over them make sense.
+    """
     affordable = int(_BUDGET_MACS[device_type] / (num_macs * _STEPS))
     images = min(max(affordable, _MIN_IMAGES), _MAX_IMAGES)
-    batch = min(batch_size, max(images // 8, _MIN_BATCH))
+    batch = min(max(batch_size, _LEAST_BATCH), max(images // 8, _MIN_BATCH))
     return Amounts(batch_size=batch, batches=max(round(images / batch), 2), steps=_STEPS)
 
 
@@ -92,9 +102,28 @@ def is_classifier(loaded: LoadedModel) -> bool:
     return (loaded.num_outputs or 0) >= 2
 
 
+def ends_in_softmax(loaded: LoadedModel) -> bool:
+    """Whether a classifier's outputs on noise are probabilities."""
+    if not is_classifier(loaded):
+        return False
+    with torch.no_grad():
+        outputs: Tensor = loaded.module(_noise(loaded))
+    return are_probabilities(outputs)
+
+
+def _noise(loaded: LoadedModel) -> Tensor:
+    return photo_noise(4, loaded.input_size, torch.Generator().manual_seed(0))
+
+
+def _objective(loaded: LoadedModel) -> Objective:
+    if is_classifier(loaded):
+        return OriginalClasses(probabilities=ends_in_softmax(loaded))
+    return OriginalOutputs()
+
+
 def cannot_learn(loaded: LoadedModel) -> str | None:
     """Why nothing can be learnt from images made for this network; None where it can."""
-    noise = photo_noise(4, loaded.input_size, torch.Generator().manual_seed(0))
+    noise = _noise(loaded)
     shapes = []
     for images in (noise[:2], noise[2:]):
         try:
@@ -121,7 +150,7 @@ def make_data(
 ) -> MadeData:
     """Make what an earlier run has not made yet, one batch after another.
 
-    A run that was begun on another device goes on with that one's `plan`.
+    A run that was begun on another device goes on with that one's `plan`. Raises DivergedError.
     """
     began = monotonic()
     teacher = copy.deepcopy(loaded.module).to(device).eval().requires_grad_(False)
@@ -139,7 +168,7 @@ def make_data(
     return MadeData(
         data=made_images(training, held_out, plan.batch_size, seed),
         held_out=held_out,
-        objective=OriginalClasses() if is_classifier(loaded) else OriginalOutputs(),
+        objective=_objective(loaded),
         classes=is_classifier(loaded),
         seconds=round(monotonic() - began, 2),
         described={
@@ -168,6 +197,7 @@ class _Maker:
             num=self.plan.batch_size,
             input_size=self._loaded.input_size,
             num_classes=self._loaded.num_outputs if is_classifier(self._loaded) else None,
+            probabilities=ends_in_softmax(self._loaded),
             steps=self.plan.steps,
             seed=self._seed * _MAX_IMAGES + number,
         )

@@ -58,19 +58,25 @@ class LabelledClasses:
 
 @dataclass(frozen=True, kw_only=True)
 class OriginalClasses:
-    """Class scores (N, classes) against those of the original; labels are not looked at."""
+    """Class scores (N, classes) against those of the original; labels are not looked at.
 
+    probabilities: the network ends in a softmax, which is taken back first.
+    """
+
+    probabilities: bool = False
     temperature: float = 3.0
 
     def score(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
         """Cross-entropy with classes drawn from the original's odds, both softened."""
-        odds = (original().float() / self.temperature).softmax(1)
-        drawn = torch.multinomial(odds, 1).squeeze(1)
-        return F.cross_entropy(outputs.float() / self.temperature, drawn)
+        taught = class_scores(original(), self.probabilities)
+        drawn = torch.multinomial((taught / self.temperature).softmax(1), 1).squeeze(1)
+        found = class_scores(outputs, self.probabilities)
+        return F.cross_entropy(found / self.temperature, drawn)
 
     def learn(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
         """The distance to the original's softened outputs."""
-        return softened_distance(outputs, original(), self.temperature)
+        found, taught = (class_scores(t, self.probabilities) for t in (outputs, original()))
+        return softened_distance(found, taught, self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +91,17 @@ class OriginalOutputs:
     def learn(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
         """`relative_distance` to the original's outputs."""
         return relative_distance(float_tensors(outputs), float_tensors(original()))
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether rows (N, classes) are shares of one: the outputs of a softmax."""
+    sums = outputs.float().sum(1)
+    return bool((outputs >= 0).all()) and bool((sums - 1).abs().max() < 1e-3)
+
+
+def class_scores(outputs: Tensor, probabilities: bool) -> Tensor:
+    """Scores in float32 whose softmax is the network's answer."""
+    return outputs.float().clamp(min=1e-8).log() if probabilities else outputs.float()
 
 
 def softened_distance(outputs: Tensor, taught: Tensor, temperature: float) -> Tensor:

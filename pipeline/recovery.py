@@ -16,6 +16,7 @@ from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
 from pipeline.objectives import LabelledClasses, Objective
 from pipeline.rundir import RunDirectory
+from pipeline.synthetic import DivergedError
 from pipeline.training import Trainer, TrainingSettings
 
 _PEAK_LR = 0.05
@@ -42,17 +43,29 @@ def prepare(
     if goal.holds_uncut(baseline.groups):
         return Recovery(trainer=None, made=None)
     console.stage("images")
-    reason = cannot_learn(baseline.loaded)
-    if reason is not None:
+    made = _made(config, baseline, run, console)
+    if isinstance(made, NothingMade):
         console.warn(
-            f"no images can be made for this network: {reason}. It is cut once by the size of its "
-            "weights, and nothing is recovered; --data would give more"
+            f"no images can be made for this network: {made.reason}. It is cut once by the "
+            "size of its weights, and nothing is recovered; --data would give more"
         )
-        return Recovery(trainer=None, made=NothingMade(reason=reason))
-    plan = amounts(baseline.cost.num_macs, baseline.device.type, config.data.batch_size)
-    made = make_data(baseline.loaded, plan, config.recovery.seed, baseline.device, run, console)
+        return Recovery(trainer=None, made=made)
     trainer = _trainer(config, baseline, (made.data, made.objective, MADE_PEAK_LR), console)
     return Recovery(trainer=trainer, made=made)
+
+
+def _made(
+    config: RunConfig, baseline: Baseline, run: RunDirectory, console: RunConsole
+) -> MadeData | NothingMade:
+    loaded, seed = baseline.loaded, config.recovery.seed
+    reason = cannot_learn(loaded)
+    if reason is not None:
+        return NothingMade(reason=reason)
+    plan = amounts(baseline.cost.num_macs, baseline.device.type, config.data.batch_size)
+    try:
+        return make_data(loaded, plan, seed, baseline.device, run, console)
+    except DivergedError as error:
+        return NothingMade(reason=str(error))
 
 
 def _trainer(

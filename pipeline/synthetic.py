@@ -17,6 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pipeline.errors import CompressError
+from pipeline.objectives import class_scores
+
 _LR = 0.1
 _CLASS_WEIGHT = 0.1
 _SMOOTH_WEIGHT = 0.01
@@ -26,17 +29,23 @@ _GREY_SHARE = 0.85  # of the variance: photographs are mostly light and dark, li
 Advance = Callable[[int], None]
 
 
+class DivergedError(CompressError):
+    """The loss of the images is no number any more."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageRequest:
     """What is wanted of one batch of images.
 
     num_classes: of a classifier's output (N, classes); None where the outputs are no class scores.
+    probabilities: whether that output went through a softmax.
     steps: of gradient descent.
     """
 
     num: int
     input_size: tuple[int, int, int]
     num_classes: int | None
+    probabilities: bool = False
     steps: int
     seed: int
 
@@ -68,7 +77,7 @@ def photo_noise(num: int, size: tuple[int, int, int], rng: torch.Generator) -> T
 def make_images(model: nn.Module, request: ImageRequest, advance: Advance) -> Tensor:
     """`request.num` images on the CPU; `advance` is told of each step.
 
-    `model` is in eval mode, and its parameters need no gradients.
+    `model` is in eval mode, and its parameters need no gradients. Raises DivergedError.
     """
     rng = torch.Generator().manual_seed(request.seed)
     start = photo_noise(request.num, request.input_size, rng)
@@ -90,7 +99,10 @@ def make_images(model: nn.Module, request: ImageRequest, advance: Advance) -> Te
             outputs = model(images)
             loss = torch.stack(mismatches).mean() + _prior(images)
             if wanted is not None:
-                loss = loss + _CLASS_WEIGHT * F.cross_entropy(outputs.float(), wanted)
+                scores = class_scores(outputs, request.probabilities)
+                loss = loss + _CLASS_WEIGHT * F.cross_entropy(scores, wanted)
+            if not bool(loss.isfinite()):
+                raise DivergedError(f"the images diverged in step {step}")
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

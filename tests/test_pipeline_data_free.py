@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline import data_free
+from pipeline import data_free, synthetic
 from pipeline.cli import main
 from pipeline.console import RunConsole
 from pipeline.data_free import Amounts, amounts
@@ -38,6 +38,12 @@ def body(norm):
 
 def plain():
     return nn.Sequential(*body(False), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4))
+
+
+def softened():
+    return nn.Sequential(
+        *body(True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4), nn.Softmax(1)
+    )
 
 
 def dense():
@@ -257,6 +263,24 @@ def test_a_network_that_passes_no_gradient_is_cut_by_its_weights_and_says_so(
     assert report["flops"]["kept"] <= 0.6
     names = [stage["name"] for stage in report["stages"]]
     assert names == ["baseline", "tick 1", "export", "verify"]
+
+
+def test_images_that_diverge_end_in_a_cut_by_weights(
+    job: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(synthetic, "_LR", 1e30)
+    result = compress(*job_args(job, tmp_path / "out", "--json"))
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report["data_free"]["reason"].startswith("the images diverged in step")
+    assert "no images can be made for this network: the images diverged" in result.stderr
+
+
+def test_a_network_that_ends_in_a_softmax_learns_as_one_that_does_not(tmp_path: Path) -> None:
+    report, result = run_network("softened", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert report["fidelity"]["metric"] == "top1 agreement"
+    assert report["data_free"]["images"] == 64
 
 
 def test_a_network_with_two_inputs_is_refused_in_a_line_as_with_data(tmp_path: Path) -> None:

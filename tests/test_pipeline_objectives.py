@@ -12,6 +12,7 @@ from pipeline.objectives import (
     LabelledClasses,
     OriginalClasses,
     OriginalOutputs,
+    are_probabilities,
     float_tensors,
     relative_distance,
     softened_distance,
@@ -109,3 +110,15 @@ def test_channels_that_the_output_does_not_use_score_lowest(
             gates.accumulate()
         scores = gates.site_scores()[groups.gates[0].key]
     assert set(np.argsort(scores)[:2]) == {2, 3}
+
+
+def test_a_softmax_at_the_end_is_taken_back() -> None:
+    torch.manual_seed(0)
+    found, taught = torch.randn(8, 5), torch.randn(8, 5)
+    assert are_probabilities(taught.softmax(1))
+    assert not are_probabilities(taught)
+    assert not are_probabilities(taught.sigmoid())
+    ended, plain = OriginalClasses(probabilities=True), OriginalClasses()
+    expected = plain.learn(found, NO_LABELS, lambda: taught).item()
+    ours = ended.learn(found.softmax(1), NO_LABELS, lambda: taught.softmax(1)).item()
+    assert ours == pytest.approx(expected, rel=1e-4)

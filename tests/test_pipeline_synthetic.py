@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pipeline.synthetic import (
+    DivergedError,
     ImageRequest,
     make_images,
     mismatch,
@@ -109,6 +110,13 @@ def test_a_network_without_batch_norms_gets_noise_and_costs_no_steps() -> None:
     images = make_images(model, request(num_classes=None), told.append)
     assert torch.equal(images, photo_noise(24, (2, 8, 8), torch.Generator().manual_seed(0)))
     assert told == [1]
+
+
+def test_images_that_diverge_are_refused() -> None:
+    model = network()
+    model[1].running_mean.fill_(float("inf"))
+    with pytest.raises(DivergedError, match="diverged in step 0"):
+        make_images(model, request(), lambda _steps: None)
 
 
 def test_norms_that_remember_nothing_do_not_count() -> None:
