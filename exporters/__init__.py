@@ -14,16 +14,22 @@ if TYPE_CHECKING:
     from exporters.accuracy import Accuracy, top1
     from exporters.capture import export_program
     from exporters.cleanup import clean
-    from exporters.files import load_onnx
+    from exporters.cores import on_core, quiet_cores, usable_cores
+    from exporters.files import load_onnx, onnx_size_bytes
     from exporters.latency import (
         LatencyComparison,
+        LatencyMeasurement,
         LatencySettings,
         LatencyStats,
+        Timed,
         compare_latency,
+        measure_latency,
     )
+    from exporters.latency_limits import LatencyLimits, LimitVerdict
     from exporters.macs import OnnxCost, count_macs
     from exporters.parity import Parity, check_parity
-    from exporters.session import PROVIDERS, Session, open_session
+    from exporters.providers import PROVIDERS
+    from exporters.session import Session, open_session
     from exporters.to_onnx import ExportRequest, OnnxFile, export_onnx
 
 __all__ = [
@@ -32,13 +38,17 @@ __all__ = [
     "ExportError",
     "ExportRequest",
     "LatencyComparison",
+    "LatencyLimits",
+    "LatencyMeasurement",
     "LatencySettings",
     "LatencyStats",
+    "LimitVerdict",
     "OnnxCost",
     "OnnxFile",
     "Parity",
     "ProviderError",
     "Session",
+    "Timed",
     "check_parity",
     "clean",
     "compare_latency",
@@ -46,19 +56,30 @@ __all__ = [
     "export_onnx",
     "export_program",
     "load_onnx",
+    "measure_latency",
+    "on_core",
+    "onnx_size_bytes",
     "open_session",
+    "quiet_cores",
     "top1",
+    "usable_cores",
 ]
 
 _HOME = {
     "accuracy": ("Accuracy", "top1"),
     "capture": ("export_program",),
     "cleanup": ("clean",),
-    "files": ("load_onnx",),
-    "latency": ("LatencyComparison", "LatencySettings", "LatencyStats", "compare_latency"),
+    "cores": ("on_core", "quiet_cores", "usable_cores"),
+    "files": ("load_onnx", "onnx_size_bytes"),
+    "latency": (
+        *("LatencyComparison", "LatencyMeasurement", "LatencySettings", "LatencyStats", "Timed"),
+        *("compare_latency", "measure_latency"),
+    ),
+    "latency_limits": ("LatencyLimits", "LimitVerdict"),
     "macs": ("OnnxCost", "count_macs"),
     "parity": ("Parity", "check_parity"),
-    "session": ("PROVIDERS", "Session", "open_session"),
+    "providers": ("PROVIDERS",),
+    "session": ("Session", "open_session"),
     "to_onnx": ("ExportRequest", "OnnxFile", "export_onnx"),
 }
 

@@ -101,19 +101,18 @@ def latency(before: Session, after: Session, probe: Tensor, seed: int) -> Latenc
     """Both files in turns, in one process, on one input batch."""
     values = probe.numpy()
     found = exporters.compare_latency(
-        before,
-        after,
-        {before.input_names[0]: values},
+        exporters.Timed(name="before", session=before, inputs={before.input_names[0]: values}),
+        exporters.Timed(name="after", session=after, inputs={after.input_names[0]: values}),
         exporters.LatencySettings(batch=len(values), seed=seed),
     )
     return Latency(
-        provider=found.provider,
-        batch=found.batch,
+        provider=found.measured.provider,
+        batch=found.measured.batch,
         before=_summary(found.before),
         after=_summary(found.after),
         speedup_median=found.speedup_median,
         speedup_ci95=found.speedup_ci95,
-        warnings=found.warnings,
+        warnings=found.measured.warnings,
     )
 
 

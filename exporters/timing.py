@@ -1,0 +1,92 @@
+"""Time several ways of computing in turns.
+
+Enters: calls that compute one thing each. Leaves: their times, round by round. In each round every
+call is made once, in random order, so that what disturbs the machine disturbs all alike.
+"""
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from exporters.intervals import Floats
+
+Call = Callable[[], object]
+
+# trtexec's warm-up, for each of them.
+_WARMUP_MS = 200.0
+_WARMUP_RUNS = 10
+_MAX_WARMUP_MS = 3000.0
+_STEADY = 0.03
+"""Medians of ten runs that differ by less are steady."""
+
+
+@contextmanager
+def garbage_collection_off() -> Iterator[None]:
+    """A collection in the middle of a run would count as its time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def run_ms(call: Call) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter_ns()
+    call()
+    return (time.perf_counter_ns() - start) / 1e6
+
+
+def warm_up(call: Call) -> bool:
+    """Call until times are steady: ten times and 0.2 s at the least, 3 s at the most.
+
+    Steady: the median of the last ten is not below that of the ten before by more than 3 %.
+    Whether they are; where not even twenty fit into the time, that is not asked.
+    """
+    times: list[float] = []
+    spent_ms = 0.0
+    while spent_ms < _MAX_WARMUP_MS:
+        times.append(run_ms(call))
+        spent_ms += times[-1]
+        if len(times) >= 2 * _WARMUP_RUNS and spent_ms >= _WARMUP_MS:
+            last = float(np.median(times[-_WARMUP_RUNS:]))
+            if last >= (1 - _STEADY) * float(np.median(times[-2 * _WARMUP_RUNS : -_WARMUP_RUNS])):
+                return True
+    return len(times) < 2 * _WARMUP_RUNS
+
+
+class Rounds:
+    """A growing sample: `samples()` is (n, calls) milliseconds."""
+
+    def __init__(self, calls: Sequence[Call], rng: np.random.Generator) -> None:
+        self._calls = tuple(calls)
+        self._rng = rng
+        self._rows: list[list[float]] = []
+        self._spent_s = 0.0
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def spent_s(self) -> float:
+        """Seconds of measuring so far."""
+        return self._spent_s
+
+    def samples(self) -> Floats:
+        """All times so far, in milliseconds."""
+        return np.array(self._rows, dtype=np.float64)
+
+    def add(self, until_s: float, at_most: int) -> None:
+        """Go on until so many seconds are spent or so many rounds are there; two at the least."""
+        start = time.perf_counter() - self._spent_s
+        while len(self) < 2 or (self._spent_s < until_s and len(self) < at_most):
+            row = [0.0] * len(self._calls)
+            for index in self._rng.permutation(len(self._calls)):
+                row[index] = run_ms(self._calls[index])
+            self._rows.append(row)
+            self._spent_s = time.perf_counter() - start
