@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from exporters.cleanup import clean
     from exporters.cores import on_core, quiet_cores, usable_cores
     from exporters.files import load_onnx, onnx_size_bytes
+    from exporters.inputs import fixed_batch, random_inputs
     from exporters.latency import (
         LatencyComparison,
         LatencyMeasurement,
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     )
     from exporters.latency_limits import LatencyLimits, LimitVerdict
     from exporters.macs import OnnxCost, count_macs
-    from exporters.parity import Parity, check_parity
+    from exporters.memory import peak_memory_bytes
+    from exporters.parity import Parity, check_parity, check_session_parity
     from exporters.providers import PROVIDERS
     from exporters.session import Session, open_session
     from exporters.to_onnx import ExportRequest, OnnxFile, export_onnx
@@ -50,17 +52,21 @@ __all__ = [
     "Session",
     "Timed",
     "check_parity",
+    "check_session_parity",
     "clean",
     "compare_latency",
     "count_macs",
     "export_onnx",
     "export_program",
+    "fixed_batch",
     "load_onnx",
     "measure_latency",
     "on_core",
     "onnx_size_bytes",
     "open_session",
+    "peak_memory_bytes",
     "quiet_cores",
+    "random_inputs",
     "top1",
     "usable_cores",
 ]
@@ -77,7 +83,9 @@ _HOME = {
     ),
     "latency_limits": ("LatencyLimits", "LimitVerdict"),
     "macs": ("OnnxCost", "count_macs"),
-    "parity": ("Parity", "check_parity"),
+    "inputs": ("fixed_batch", "random_inputs"),
+    "memory": ("peak_memory_bytes",),
+    "parity": ("Parity", "check_parity", "check_session_parity"),
     "providers": ("PROVIDERS",),
     "session": ("Session", "open_session"),
     "to_onnx": ("ExportRequest", "OnnxFile", "export_onnx"),

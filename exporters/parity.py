@@ -65,6 +65,41 @@ def check_parity(
     return Parity(max_abs_diff=worst, tolerance=tolerance, output_scale=scale, batches=count)
 
 
+def check_session_parity(
+    baseline: Session,
+    candidate: Session,
+    inputs: Iterable[dict[str, Array]],
+    tolerance: float,
+) -> Parity:
+    """Run two files on the same inputs (by name) and compare their outputs by name, in float64.
+
+    Raises ExportError where their outputs differ in name or shape.
+    """
+    if set(baseline.output_names) != set(candidate.output_names):
+        raise ExportError(
+            f"the baseline gives {', '.join(baseline.output_names)}, the candidate "
+            f"{', '.join(candidate.output_names)}: their outputs cannot be compared"
+        )
+    order = [candidate.output_names.index(name) for name in baseline.output_names]
+    worst, scale, count = 0.0, 0.0, 0
+    for values in inputs:
+        expected = _run_on(baseline, values)
+        found = _run_on(candidate, values)
+        actual = [found[i] for i in order]
+        _require_same_shapes(expected, actual, candidate)
+        for ours, theirs in zip(expected, actual, strict=True):
+            difference, output_scale = _relative_difference(ours, theirs)
+            worst, scale = max(worst, difference), max(scale, output_scale)
+        count += 1
+    if count == 0:
+        raise ExportError("parity cannot be checked: no inputs were given")
+    return Parity(max_abs_diff=worst, tolerance=tolerance, output_scale=scale, batches=count)
+
+
+def _run_on(session: Session, values: dict[str, Array]) -> list[Array]:
+    return session.run({name: session.as_input(name, value) for name, value in values.items()})
+
+
 def _beside(reference: object, batch: Tensor) -> Tensor:
     if not isinstance(reference, nn.Module):
         return batch
@@ -92,7 +127,7 @@ def _require_same_shapes(expected: list[Array], actual: list[Array], session: Se
     ours, theirs = [x.shape for x in expected], [x.shape for x in actual]
     if ours != theirs:
         raise ExportError(
-            f"the reference network gives {ours}, the ONNX file {theirs} "
+            f"the reference gives {ours}, the ONNX file {theirs} "
             f"({', '.join(session.output_names)}): they are not the same network"
         )
 

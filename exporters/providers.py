@@ -11,7 +11,6 @@ import io
 from pathlib import Path
 
 import onnxruntime
-import torch
 
 from exporters.errors import ExportError, ProviderError, one_line
 
@@ -48,7 +47,6 @@ def prepare(provider: str) -> None:
     if ORT_NAMES[provider] not in onnxruntime.get_available_providers():
         raise ProviderError(f"provider {provider!r} did not load: {missing(provider)}")
     if provider in _ON_GPU:
-        # Importing torch has loaded its own CUDA libraries; this adds those that it lacks.
         with contextlib.redirect_stdout(io.StringIO()):
             onnxruntime.preload_dlls()
     if provider == "tensorrt":
@@ -72,6 +70,9 @@ def missing(provider: str) -> str:
         return f"this build of onnxruntime does not contain it; {install}"
     if provider not in _ON_GPU:
         return install
+    # Slow to import, and needed only to word a failure.
+    import torch
+
     reasons = []
     if not torch.cuda.is_available():
         reasons.append("no CUDA device is available")

@@ -37,7 +37,7 @@ ORT_ERRORS: tuple[type[Exception], ...] = (
     *(RuntimeError, ValueError, TypeError),
 )
 
-_DTYPES: dict[str, npt.DTypeLike] = {
+DTYPES: dict[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
@@ -90,12 +90,13 @@ class Session:
         self._session = session
         self._source = source
         self.provider = provider
+        self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         inputs = session.get_inputs()
         self.input_names: tuple[str, ...] = tuple(i.name for i in inputs)
         self.input_shapes: dict[str, tuple[int | str | None, ...]] = {
             i.name: tuple(i.shape) for i in inputs
         }
-        self._input_types: dict[str, str] = {i.name: i.type for i in inputs}
+        self.input_types: dict[str, str] = {i.name: i.type for i in inputs}
         self.output_names: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
         self.nodes_elsewhere = self._check_placement()
 
@@ -126,7 +127,7 @@ class Session:
         converted to the input's own floating-point type. Raises ExportError.
         """
         name, shape = self._only_input()
-        batch = batch.astype(self._float_type(name, batch), copy=False)
+        batch = self.as_input(name, batch)
         size = shape[0] if isinstance(shape[0], int) else max(len(batch), 1)
         parts = [batch[i : i + size] for i in range(0, len(batch), size)]
         if not parts:
@@ -156,10 +157,11 @@ class Session:
             raise ExportError(f"{self._source}: input {name!r} is a scalar, it has no batch")
         return name, self.input_shapes[name]
 
-    def _float_type(self, name: str, batch: Array) -> npt.DTypeLike:
-        dtype = np.dtype(_DTYPES.get(self._input_types[name], batch.dtype))
-        both_float = np.issubdtype(dtype, np.floating) and np.issubdtype(batch.dtype, np.floating)
-        return dtype if both_float else batch.dtype
+    def as_input(self, name: str, values: Array) -> Array:
+        """Floating-point values in the input's own floating-point type; others as they are."""
+        dtype = np.dtype(DTYPES.get(self.input_types[name], values.dtype))
+        both_float = np.issubdtype(dtype, np.floating) and np.issubdtype(values.dtype, np.floating)
+        return values.astype(dtype, copy=False) if both_float else values
 
     def _check_placement(self) -> dict[str, int]:
         """Op type -> nodes left to another provider; ProviderError for the ones that matter."""

@@ -14,6 +14,7 @@ from typing import Any
 import click
 from click_default_group import DefaultGroup
 
+from pipeline.cli_deploy import bench, verify
 from pipeline.cli_errors import RunState, guarded, terminated_as_interrupted
 from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PROVIDERS
 from pipeline.config_file import (
@@ -32,7 +33,8 @@ Example:
 """
 
 EXIT_CODES = """\
-Before any training, `compress inspect MODEL` tells what can be pruned.
+Also: `compress inspect MODEL`, what can be pruned; `compress verify FILE.onnx`,
+  a gate for CI; `compress bench FILE.onnx ...`, latency. Each has --help.
 Exit codes: 0 all met, 2 usage, 10 FLOPs or params, 11 parity, 12 accuracy,
   13 latency, 14 provider, 130 interrupted. A run goes on with --resume.
 """
@@ -247,4 +249,6 @@ def inspect(state: RunState, /, **options: Any) -> int:
 main = CompressGroup(name="compress", default="prune", no_args_is_help=False)
 main.add_command(prune)
 main.add_command(inspect)
+main.add_command(verify)
+main.add_command(bench)
 click.version_option(package_name="gbn-compress", prog_name="compress")(main)
