@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from exporters.capture import export_program
     from exporters.cleanup import clean
     from exporters.cores import on_core, quiet_cores, usable_cores
+    from exporters.file_parity import Parity, check_session_parity
     from exporters.files import load_onnx, onnx_size_bytes
     from exporters.inputs import fixed_batch, random_inputs
     from exporters.latency import (
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from exporters.latency_limits import LatencyLimits, LimitVerdict
     from exporters.macs import OnnxCost, count_macs
     from exporters.memory import peak_memory_bytes
-    from exporters.parity import Parity, check_parity, check_session_parity
+    from exporters.parity import check_parity
     from exporters.providers import PROVIDERS
     from exporters.session import Session, open_session
     from exporters.to_onnx import ExportRequest, OnnxFile, export_onnx
@@ -85,7 +86,8 @@ _HOME = {
     "macs": ("OnnxCost", "count_macs"),
     "inputs": ("fixed_batch", "random_inputs"),
     "memory": ("peak_memory_bytes",),
-    "parity": ("Parity", "check_parity", "check_session_parity"),
+    "file_parity": ("Parity", "check_session_parity"),
+    "parity": ("check_parity",),
     "providers": ("PROVIDERS",),
     "session": ("Session", "open_session"),
     "to_onnx": ("ExportRequest", "OnnxFile", "export_onnx"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from exporters.errors import ExportError
 
 _STAT = Path("/proc/stat")
-_WATCH_S = 0.1
+_WATCH_S = 0.3
 _IDLE, _IOWAIT = 3, 4
 
 

@@ -5,15 +5,16 @@ and for each limit a verdict. Refused: sessions on different providers, inputs o
 than stated.
 
 All run in turns in one process (`timing`); the speed-up is the median of the ratios taken round by
-round, with its interval (`intervals`). Times are those of the computation, its inputs and outputs
-on the provider's device; copies are measured apart. With limits, the sample grows until each is
-decided or the time is over.
+round, with its interval (`intervals`), over the rounds that no other process broke. Times are those
+of the computation, its inputs and outputs on the provider's device; copies are measured apart. With
+limits, the sample grows until each is decided or the time is over.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from exporters.errors import ExportError
 from exporters.intervals import Floats, Looks, median_interval
@@ -90,6 +91,8 @@ class LatencyStats:
 class LatencyMeasurement:
     """Several files, timed in turns. `stats` and the columns of `samples_ms` follow their order.
 
+    undisturbed: (n,) the rounds in which the system let all run without a break. Ratios and
+    verdicts come from these; `stats` are of all rounds.
     warnings: what makes the figures less certain, one line each.
     """
 
@@ -100,6 +103,18 @@ class LatencyMeasurement:
     verdicts: tuple[LimitVerdict, ...]
     warnings: tuple[str, ...]
     samples_ms: Floats
+    undisturbed: npt.NDArray[np.bool_]
+
+    @property
+    def undisturbed_share(self) -> float:
+        """Of the rounds."""
+        return float(self.undisturbed.mean())
+
+    def speedups(self, index: int) -> Floats:
+        """How many times as long the first file took as this one, in each undisturbed round."""
+        samples = self.samples_ms[self.undisturbed]
+        ratios: Floats = samples[:, 0] / samples[:, index]
+        return ratios
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +135,7 @@ class LatencyComparison:
             "before": asdict(self.before),
             "after": asdict(self.after),
             "speedup": {"median": self.speedup_median, "ci95": list(self.speedup_ci95)},
+            "undisturbed_share": self.measured.undisturbed_share,
             "warnings": list(self.measured.warnings),
         }
 
@@ -133,7 +149,7 @@ def compare_latency(
     """Time both in turns; `limits` are of `after`. Raises ExportError."""
     settings = settings or LatencySettings()
     measured = measure_latency((before, after), settings, limits)
-    ratios = measured.samples_ms[:, 0] / measured.samples_ms[:, 1]
+    ratios = measured.speedups(1)
     return LatencyComparison(
         measured=measured,
         before=measured.stats[0],
@@ -167,6 +183,7 @@ def measure_latency(
         verdicts=verdicts,
         warnings=tuple(_warnings(names, stats, unsteady, settings)),
         samples_ms=samples,
+        undisturbed=rounds.undisturbed(),
     )
 
 
@@ -186,7 +203,7 @@ def _grow(
     verdicts: tuple[LimitVerdict, ...] = ()
     for until_s in looks.seconds:
         rounds.add(until_s, settings.max_runs)
-        verdicts = judge(rounds.samples(), limits, looks.level, rng)
+        verdicts = judge(rounds.samples()[rounds.undisturbed()], limits, looks.level, rng)
         decided = all(verdict.decided for verdict in verdicts)
         if (decided and len(rounds) >= settings.min_runs) or len(rounds) >= settings.max_runs:
             break

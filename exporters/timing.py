@@ -5,15 +5,24 @@ call is made once, in random order, so that what disturbs the machine disturbs a
 """
 
 import gc
+import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import numpy.typing as npt
 
 from exporters.intervals import Floats
 
+if importlib.util.find_spec("resource") is not None:
+    import resource
+else:
+    resource = None  # type: ignore[assignment]
+
 Call = Callable[[], object]
+
+_FEWEST_UNDISTURBED = 50
 
 # trtexec's warm-up, for each of them.
 _WARMUP_MS = 200.0
@@ -61,12 +70,13 @@ def warm_up(call: Call) -> bool:
 
 
 class Rounds:
-    """A growing sample: `samples()` is (n, calls) milliseconds."""
+    """A growing sample. `samples()` is (n, calls) milliseconds, `undisturbed()` is (n,)."""
 
     def __init__(self, calls: Sequence[Call], rng: np.random.Generator) -> None:
         self._calls = tuple(calls)
         self._rng = rng
         self._rows: list[list[float]] = []
+        self._disturbed: list[bool] = []
         self._spent_s = 0.0
 
     def __len__(self) -> int:
@@ -81,12 +91,30 @@ class Rounds:
         """All times so far, in milliseconds."""
         return np.array(self._rows, dtype=np.float64)
 
+    def undisturbed(self) -> npt.NDArray[np.bool_]:
+        """The rounds to judge by: those in which no other process took the core from a run.
+
+        All of them where fewer than 50 and less than half are such: long runs on a busy machine
+        are always interrupted. Also where the system does not tell (Windows).
+        """
+        quiet = ~np.array(self._disturbed, dtype=np.bool_)
+        if quiet.sum() < min(_FEWEST_UNDISTURBED, len(quiet) / 2):
+            return np.ones(len(quiet), dtype=np.bool_)
+        return quiet
+
     def add(self, until_s: float, at_most: int) -> None:
         """Go on until so many seconds are spent or so many rounds are there; two at the least."""
         start = time.perf_counter() - self._spent_s
         while len(self) < 2 or (self._spent_s < until_s and len(self) < at_most):
             row = [0.0] * len(self._calls)
+            switches = _times_preempted()
             for index in self._rng.permutation(len(self._calls)):
                 row[index] = run_ms(self._calls[index])
             self._rows.append(row)
+            self._disturbed.append(_times_preempted() != switches)
             self._spent_s = time.perf_counter() - start
+
+
+def _times_preempted() -> int:
+    """How often the system has taken a core from this process for another one."""
+    return 0 if resource is None else resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

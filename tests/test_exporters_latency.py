@@ -274,6 +274,37 @@ def test_too_few_rounds_decide_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [v.state for v in found.verdicts] == ["undecided"]
 
 
+def test_rounds_that_another_process_broke_are_left_out_of_the_verdict(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, preempted = Clock(monkeypatch), [0]
+    monkeypatch.setattr(timing, "_times_preempted", lambda: preempted[0])
+
+    def broken_every_third_time(i: int) -> float:
+        if i % 3:
+            return 10.0
+        preempted[0] += 1
+        return 50.0
+
+    timed = clock.timed("a", broken_every_third_time), clock.timed("b", lambda _: 10.0)
+    found = compare_latency(timed[0], timed[1], LatencySettings(min_seconds=3))
+    assert found.measured.undisturbed_share == pytest.approx(2 / 3, abs=0.02)
+    assert found.speedup_ci95 == pytest.approx((1, 1))
+    assert found.before.p90_ms == 50.0
+
+
+def test_where_nearly_all_rounds_are_broken_all_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, preempted = Clock(monkeypatch), [0]
+    monkeypatch.setattr(timing, "_times_preempted", lambda: preempted[0])
+
+    def always_broken(_: int) -> float:
+        preempted[0] += 1
+        return 50.0
+
+    found = measure_latency([clock.timed("a", always_broken)], LatencySettings())
+    assert found.undisturbed_share == 1
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
 def test_limits_that_nothing_can_meet_are_refused(value: float) -> None:
     for name in ("max_ms", "min_speedup"):

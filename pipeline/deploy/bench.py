@@ -111,7 +111,7 @@ def _row(
     runtime: RuntimeConfig,
 ) -> BenchRow:
     own, stats = timed[index], measured.stats[index]
-    ratios = measured.samples_ms[:, 0] / measured.samples_ms[:, index]
+    ratios = measured.speedups(index)
     return BenchRow(
         file=own.name,
         provider=measured.provider,

@@ -4,7 +4,8 @@ size -> provider -> parity -> accuracy -> latency
 
 Enters: a checked `VerifyConfig`. Leaves: a `GateResult` with one `Check` for each limit. Where the
 provider does not run a file, what needs it is skipped and the provider's check fails. Refused:
-files that are no ONNX, a baseline with other inputs, data that does not fit.
+files that are no ONNX, a baseline with other inputs, data that does not fit. torch is imported
+only where there is data: a gate without any starts in a fraction of the time.
 """
 
 import json
@@ -12,19 +13,20 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import exporters
 from exporters.session import Session
-from pipeline import verify
 from pipeline.console import RunConsole
-from pipeline.data import Data, DataRequest, load_data
 from pipeline.deploy.checks import MET, MISSED, SKIPPED, Check, GateResult
 from pipeline.deploy.config import VerifyConfig
 from pipeline.deploy.latency_checks import latency_checks
 from pipeline.deploy.sessions import Runner, batches_of, require_same_inputs
 from pipeline.errors import UsageError
 from pipeline.report.environment import environment
+
+if TYPE_CHECKING:
+    from pipeline.data import Data
 
 _PARITY_BATCH = 4
 # A difference of two decimal fractions is off by some 1e-14; one sample in a billion is 1e-7.
@@ -146,7 +148,7 @@ def _check_parity(
     config: VerifyConfig,
     runner: Runner,
     sessions: tuple[Session, Session],
-    data: Data | None,
+    data: "Data | None",
     found: _Progress,
 ) -> None:
     """Candidate against baseline, on random inputs and on real ones where there are some."""
@@ -181,10 +183,12 @@ def _check_parity(
 def _check_accuracy(
     config: VerifyConfig,
     sessions: tuple[Session, Session | None],
-    data: Data,
+    data: "Data",
     found: _Progress,
     console: RunConsole,
 ) -> None:
+    from pipeline import verify
+
     candidate, baseline = sessions
     began = monotonic()
     after = verify.accuracy(candidate, data, console, "accuracy")
@@ -223,9 +227,12 @@ def _check_accuracy(
         )
 
 
-def _load_data(config: VerifyConfig, runner: Runner, candidate: Session) -> Data | None:
+def _load_data(config: VerifyConfig, runner: Runner, candidate: Session) -> "Data | None":
     if config.data is None:
         return None
+
+    from pipeline.data import DataRequest, load_data
+
     made = runner.inputs(candidate, 1, any_batch=True)
     shapes = [tuple(value.shape[1:]) for value in made.values()]
     if len(shapes) != 1 or len(shapes[0]) != 3:

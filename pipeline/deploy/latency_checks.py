@@ -77,6 +77,7 @@ def _measure(
             "before": None,
             "after": dataclasses.asdict(measured.stats[0]),
             "speedup": None,
+            "undisturbed_share": measured.undisturbed_share,
         }
     baseline = exporters.Timed(name="baseline", session=before, inputs=_as(before, inputs))
     compared: LatencyComparison = exporters.compare_latency(baseline, candidate, settings, limits)
