@@ -31,15 +31,27 @@ if TYPE_CHECKING:
     from exporters.macs import OnnxCost, count_macs
     from exporters.memory import peak_memory_bytes
     from exporters.parity import check_parity
+    from exporters.precision import (
+        FP16_TOLERANCE,
+        PRECISIONS,
+        Int8Request,
+        Int8Result,
+        to_fp16,
+        to_int8,
+    )
     from exporters.providers import PROVIDERS
     from exporters.session import Session, open_session
     from exporters.to_onnx import ExportRequest, OnnxFile, export_onnx
 
 __all__ = [
+    "FP16_TOLERANCE",
+    "PRECISIONS",
     "PROVIDERS",
     "Accuracy",
     "ExportError",
     "ExportRequest",
+    "Int8Request",
+    "Int8Result",
     "LatencyComparison",
     "LatencyLimits",
     "LatencyMeasurement",
@@ -68,6 +80,8 @@ __all__ = [
     "peak_memory_bytes",
     "quiet_cores",
     "random_inputs",
+    "to_fp16",
+    "to_int8",
     "top1",
     "usable_cores",
 ]
@@ -88,6 +102,9 @@ _HOME = {
     "memory": ("peak_memory_bytes",),
     "file_parity": ("Parity", "check_session_parity"),
     "parity": ("check_parity",),
+    "precision": (
+        *("FP16_TOLERANCE", "PRECISIONS", "Int8Request", "Int8Result", "to_fp16", "to_int8"),
+    ),
     "providers": ("PROVIDERS",),
     "session": ("Session", "open_session"),
     "to_onnx": ("ExportRequest", "OnnxFile", "export_onnx"),

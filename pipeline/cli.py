@@ -16,7 +16,7 @@ from click_default_group import DefaultGroup
 
 from pipeline.cli_deploy import bench, verify
 from pipeline.cli_errors import RunState, guarded, terminated_as_interrupted
-from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PROVIDERS
+from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PRECISIONS, PROVIDERS
 from pipeline.config_file import (
     DEFAULT_EPOCHS,
     build_config,
@@ -108,6 +108,8 @@ AUGMENT = click.Choice(AUGMENTATIONS)
 AUGMENT_HELP = f"{', '.join(AUGMENTATIONS)}. Auto: standard for folders."
 PROVIDER = click.Choice(PROVIDERS)
 PROVIDER_HELP = f"{', '.join(PROVIDERS)}. Default: {PROVIDERS[0]}."
+PRECISION = click.Choice(PRECISIONS)
+PRECISION_HELP = f"{', '.join(PRECISIONS)}; int8 needs --data."
 CONFIG_FILE: dict[str, Any] = {
     "type": click.Path(path_type=Path),
     "is_eager": True,  # It sets the defaults of the others.
@@ -143,6 +145,7 @@ OPTIONS = (
     _option("Constraints", "--min-channels", type=int, metavar="N", help="Fewest in a layer."),
     _option("Constraints", "--prune-norms", is_flag=True, help=NORMS_HELP),
     _option("Deployment", "--provider", type=PROVIDER, metavar="NAME", help=PROVIDER_HELP),
+    _option("Deployment", "--precision", type=PRECISION, metavar="NAME", help=PRECISION_HELP),
     _option(
         "Deployment",
         "--opset",

@@ -50,9 +50,11 @@ class Probes:
         return torch.cat(parts)
 
 
-def parity(model: nn.Module, session: Session, probes: Probes) -> Difference:
+def parity(
+    model: nn.Module, session: Session, probes: Probes, tolerance: float = 1e-4
+) -> Difference:
     """PyTorch against onnxruntime, at batch 1 and a larger one, on random and real inputs."""
-    found = exporters.check_parity(model.eval(), session, probes.batches())
+    found = exporters.check_parity(model.eval(), session, probes.batches(), tolerance)
     difference = found.max_abs_diff if found.output_scale > 0 else float("inf")
     return Difference(max_abs_diff=difference, tolerance=found.tolerance)
 

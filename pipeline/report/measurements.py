@@ -123,6 +123,8 @@ class Measurements:
     """One {name, size_before, size_after, layers, frozen, reason} for each channel group."""
     stages: Sequence[Mapping[str, Any]] = ()
     """One {name, seconds, ...} for each stage."""
+    precision: Mapping[str, Any] = field(default_factory=lambda: {"kind": "fp32"})
+    """{kind, ...}: fp32, fp16 or int8, and what was chosen for it."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """From `environment()`."""
 
