@@ -202,7 +202,9 @@ def _measure(
     fixed = loaded.interface.fixed_batch if loaded.interface is not None else None
     batch = torch.zeros(fixed or config.deploy.latency_batch, *loaded.input_size)
     target = config.target
-    timed = verify.latency(baseline.session, after, batch, config.recovery.seed)
+    timed = verify.latency(
+        baseline.onnx, config.out / "model.onnx", after.provider, batch, config.recovery.seed
+    )
     for warning in timed.warnings:
         console.warn(f"latency: {warning}")
     return {

@@ -79,6 +79,10 @@ class Latency:
     speedup_median: float
     speedup_ci95: tuple[float, float]
     """Low and high end of the median's 95 % interval."""
+    threads: int = 1
+    """Of the CPU."""
+    undisturbed_share: float = 1.0
+    """Of the rounds: those that no other process broke, which the speed-up comes from."""
     warnings: tuple[str, ...] = ()
     """What makes the figures less certain."""
 
