@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         to_int8,
     )
     from exporters.providers import PROVIDERS
-    from exporters.session import Session, open_session
+    from exporters.session import Session, open_session, write_ort
     from exporters.to_onnx import ExportRequest, OnnxFile, export_onnx
 
 __all__ = [
@@ -84,6 +84,7 @@ __all__ = [
     "to_int8",
     "top1",
     "usable_cores",
+    "write_ort",
 ]
 
 _HOME = {
@@ -106,7 +107,7 @@ _HOME = {
         *("FP16_TOLERANCE", "PRECISIONS", "Int8Request", "Int8Result", "to_fp16", "to_int8"),
     ),
     "providers": ("PROVIDERS",),
-    "session": ("Session", "open_session"),
+    "session": ("Session", "open_session", "write_ort"),
     "to_onnx": ("ExportRequest", "OnnxFile", "export_onnx"),
 }
 

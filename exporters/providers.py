@@ -53,13 +53,20 @@ def prepare(provider: str) -> None:
         _preload_tensorrt()
 
 
-def provider_list(provider: str, tf32: bool) -> list[str | tuple[str, dict[str, str]]]:
-    """onnxruntime's `providers` argument; nodes that TensorRT leaves go to CUDA."""
+def provider_list(
+    provider: str, tf32: bool, threads: int | None
+) -> list[str | tuple[str, dict[str, str]]]:
+    """onnxruntime's `providers` argument; nodes that TensorRT leaves go to CUDA.
+
+    threads: for OpenVINO, which has threads of its own; None leaves the choice to it.
+    """
     cuda = (ORT_NAMES["cuda"], {"use_tf32": "1" if tf32 else "0"})
     if provider == "cuda":
         return [cuda]
     if provider == "tensorrt":
         return [ORT_NAMES["tensorrt"], cuda]
+    if provider == "openvino" and threads is not None:
+        return [(ORT_NAMES[provider], {"num_of_threads": str(threads)})]
     return [ORT_NAMES[provider]]
 
 

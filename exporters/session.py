@@ -217,7 +217,7 @@ def open_session(
             session = onnxruntime.InferenceSession(
                 model,
                 _options(threads, cores),
-                providers=provider_list(provider, tf32),
+                providers=provider_list(provider, tf32, threads),
                 enable_fallback=0,
             )
     except ORT_ERRORS as error:
@@ -228,6 +228,25 @@ def open_session(
             ) from error
         raise ExportError(f"{source}: cannot be loaded ({one_line(error)})") from error
     return Session(session, provider, source)
+
+
+def write_ort(source: Path, target: Path) -> None:
+    """The same graph in onnxruntime's own format, which its builds for mobile read.
+
+    Optimised but for layouts of this machine's processor. Raises ExportError.
+    """
+    options = _options(1, ())
+    options.optimized_model_filepath = os.fspath(target)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    try:
+        onnxruntime.InferenceSession(
+            os.fspath(source),
+            options,
+            providers=[ORT_NAMES["cpu"]],
+            disabled_optimizers=["NchwcTransformer"],
+        )
+    except ORT_ERRORS as error:
+        raise ExportError(f"{source}: cannot be written as .ort ({one_line(error)})") from error
 
 
 _FILE_ERRORS = (

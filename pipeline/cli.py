@@ -146,6 +146,7 @@ OPTIONS = (
     _option("Constraints", "--prune-norms", is_flag=True, help=NORMS_HELP),
     _option("Deployment", "--provider", type=PROVIDER, metavar="NAME", help=PROVIDER_HELP),
     _option("Deployment", "--precision", type=PRECISION, metavar="NAME", help=PRECISION_HELP),
+    _option("Deployment", "--ort", is_flag=True, help="Also write model.ort, for mobile."),
     _option(
         "Deployment",
         "--opset",

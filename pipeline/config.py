@@ -198,6 +198,8 @@ class DeployConfig:
     """The onnxruntime execution provider that must run the graph."""
     precision: str = "fp32"
     """Of weights and computation; inputs and outputs stay fp32."""
+    ort: bool = False
+    """Whether model.ort, for onnxruntime's mobile builds, is written beside model.onnx."""
     opset: int | None = None
     """Version of ONNX's operator set; None takes that of a model given as ONNX, where it can be
     written, else the default."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import exporters
 from exporters.precision import Inputs
+from gbn.errors import ProofFailed
 from pipeline import verify
 from pipeline.baseline import Baseline
 from pipeline.config import RunConfig
@@ -22,6 +23,7 @@ from pipeline.rundir import RunDirectory
 FP32_FILE = "stages/model-fp32.onnx"
 _CALIBRATION_IMAGES = 256
 _CALIBRATION_BATCH = 16
+_ORT_TOLERANCE = 1e-4
 
 
 def convert(
@@ -47,6 +49,29 @@ def convert(
         tolerance=exporters.FP16_TOLERANCE,
     )
     return found | {"max_abs_diff_from_fp32": difference.max_abs_diff}
+
+
+def add_ort(config: RunConfig, baseline: Baseline, run: RunDirectory) -> dict[str, Any]:
+    """Write model.ort, where it was asked for; the `ort` section of the report, if any.
+
+    Raises ProofFailed where it does not compute what model.onnx computes.
+    """
+    if not config.deploy.ort:
+        return {}
+    source, target = run.path / "model.onnx", run.path / "model.ort"
+    run.write("model.ort", lambda to: exporters.write_ort(source, to))
+    found = exporters.check_session_parity(
+        exporters.open_session(source),
+        exporters.open_session(target),
+        ({baseline.session.input_names[0]: b.numpy()} for b in _probes(baseline)),
+        tolerance=_ORT_TOLERANCE,
+    )
+    if not found.ok:
+        raise ProofFailed(
+            f"model.ort differs from model.onnx by {found.max_abs_diff:.2e} of the output's scale, "
+            f"{_ORT_TOLERANCE:.0e} is allowed"
+        )
+    return {"ort": {"size_bytes": target.stat().st_size, "max_abs_diff": found.max_abs_diff}}
 
 
 def _probes(baseline: Baseline) -> Iterator[Any]:

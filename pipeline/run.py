@@ -27,7 +27,7 @@ from pipeline.baseline import Baseline, export_request, measure_baseline, set_go
 from pipeline.compress import Compressed, Compressor, Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
-from pipeline.precision import FP32_FILE, convert
+from pipeline.precision import FP32_FILE, add_ort, convert
 from pipeline.report import (
     BeforeAfter,
     Difference,
@@ -111,7 +111,7 @@ def _finish(
     began = monotonic()
     plan = compressor.plan(compressed.alive)
     _write_artefacts(config, baseline, compressed.model.eval(), plan, run)
-    precision = convert(config, baseline, run, console)
+    precision = convert(config, baseline, run, console) | add_ort(config, baseline, run)
     stages.append({"name": "export", "seconds": round(monotonic() - began, 2)})
 
     console.stage("verify")

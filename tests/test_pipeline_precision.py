@@ -4,7 +4,9 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto
@@ -28,7 +30,7 @@ def test_fp16_is_verified_against_pytorch_and_halves_the_file(
     job: dict[str, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
-    result = compress(arguments(job, out, "--precision", "fp16", "--epochs", "1", "-q"))
+    result = compress(arguments(job, out, "--precision", "fp16", "--ort", "-q"))
     assert result.exit_code == 0, result.output
     report = json.loads((out / "report.json").read_text())
     assert report["precision"]["kind"] == "fp16"
@@ -40,6 +42,15 @@ def test_fp16_is_verified_against_pytorch_and_halves_the_file(
     assert TensorProto.FLOAT not in kinds
     fp32 = (out / "stages" / "model-fp32.onnx").stat().st_size
     assert report["size_bytes"]["after"] == (out / "model.onnx").stat().st_size < 0.8 * fp32
+    ort = report["precision"]["ort"]
+    assert ort["size_bytes"] == (out / "model.ort").stat().st_size
+    assert ort["max_abs_diff"] <= 1e-4
+    image = np.ones((3, 1, 8, 8), np.float32)
+    scores = [
+        onnxruntime.InferenceSession(out / name).run(None, {"image": image})[0]
+        for name in ("model.onnx", "model.ort")
+    ]
+    np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
     assert "gbn_compress" in {p.key for p in onnx.load(out / "model.onnx").metadata_props}
 
 
