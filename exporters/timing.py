@@ -6,6 +6,7 @@ call is made once, in random order, so that what disturbs the machine disturbs a
 
 import gc
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ else:
 
 Call = Callable[[], object]
 
-_FEWEST_UNDISTURBED = 50
+_FEWEST_UNDISTURBED = 0.05
 
 # trtexec's warm-up, for each of them.
 _WARMUP_MS = 200.0
@@ -94,11 +95,13 @@ class Rounds:
     def undisturbed(self) -> npt.NDArray[np.bool_]:
         """The rounds to judge by: those in which no other process took the core from a run.
 
-        All of them where fewer than 50 and less than half are such: long runs on a busy machine
-        are always interrupted. Also where the system does not tell (Windows).
+        A median over all rounds would jump where about half of the runs are interrupted, as a
+        slightly longer one is a little more often. All rounds only where less than one in twenty is
+        undisturbed, since runs far longer than the system's time slices are interrupted always
+        and alike; and where the system does not tell (Windows).
         """
         quiet = ~np.array(self._disturbed, dtype=np.bool_)
-        if quiet.sum() < min(_FEWEST_UNDISTURBED, len(quiet) / 2):
+        if quiet.mean() < _FEWEST_UNDISTURBED:
             return np.ones(len(quiet), dtype=np.bool_)
         return quiet
 
@@ -107,12 +110,21 @@ class Rounds:
         start = time.perf_counter() - self._spent_s
         while len(self) < 2 or (self._spent_s < until_s and len(self) < at_most):
             row = [0.0] * len(self._calls)
-            switches = _times_preempted()
+            disturbed = False
             for index in self._rng.permutation(len(self._calls)):
+                _begin_time_slice()
+                switches = _times_preempted()
                 row[index] = run_ms(self._calls[index])
+                disturbed |= _times_preempted() != switches
             self._rows.append(row)
-            self._disturbed.append(_times_preempted() != switches)
+            self._disturbed.append(disturbed)
             self._spent_s = time.perf_counter() - start
+
+
+def _begin_time_slice() -> None:
+    """Let others go first, where any wait, so that a short run is less often interrupted."""
+    if hasattr(os, "sched_yield"):
+        os.sched_yield()
 
 
 def _times_preempted() -> int:
