@@ -25,6 +25,7 @@ from exporters.timing import Rounds, garbage_collection_off, warm_up
 MAX_STEADY_CV = 0.025
 """A coefficient of variation over this is reported as a noisy measurement."""
 
+_MANY_BROKEN = 0.1
 _COPY_RUNS = 15
 _COPY_SECONDS = 0.5
 
@@ -171,7 +172,7 @@ def measure_latency(
         copies = [_copies_ms(t) for t in timed]
         rounds = Rounds(runs, rng)
         verdicts = _grow(rounds, settings, limits, rng)
-    samples = rounds.samples()
+    samples, undisturbed = rounds.samples(), rounds.undisturbed()
     stats = tuple(_stats(samples[:, i], copy_ms, rng) for i, copy_ms in enumerate(copies))
     names = [t.name for t in timed]
     unsteady = [name for name, settled in zip(names, steady, strict=True) if not settled]
@@ -181,9 +182,9 @@ def measure_latency(
         seconds=rounds.spent_s,
         stats=stats,
         verdicts=verdicts,
-        warnings=tuple(_warnings(names, stats, unsteady, settings)),
+        warnings=(*_broken(undisturbed), *_warnings(names, stats, unsteady, settings)),
         samples_ms=samples,
-        undisturbed=rounds.undisturbed(),
+        undisturbed=undisturbed,
     )
 
 
@@ -244,6 +245,15 @@ def _stats(samples_ms: Floats, copies_ms: float, rng: np.random.Generator) -> La
         p50_ci95_ms=median_interval(samples_ms, rng),
         copies_ms=copies_ms,
     )
+
+
+def _broken(undisturbed: npt.NDArray[np.bool_]) -> Iterator[str]:
+    share = 1 - float(undisturbed.mean())
+    if share > _MANY_BROKEN:
+        yield (
+            f"other processes broke {100 * share:.0f} % of {len(undisturbed)} rounds; these count "
+            f"for p50, p90 and p99, not for comparisons and limits"
+        )
 
 
 def _warnings(
