@@ -140,6 +140,7 @@ def run_missing(store: Path, minutes: float) -> None:
 def document(runs: list[dict[str, Any]]) -> tuple[str, bool]:
     """The page, and whether all bounds hold for the runs there are."""
     rows, good = [], True
+    loads = [run["load"] for run in runs]
     for case in WANTED:
         own = [run for run in runs if run["case"] == case]
         if not own:
@@ -180,7 +181,8 @@ def document(runs: list[dict[str, Any]]) -> tuple[str, bool]:
         f"least {100 * MIN_CAUGHT_SHARE:.0f} % must fail; a run takes at most "
         f"{MAX_RUN_SECONDS:.0f} s. {'Held' if good else 'Not held'} in the runs above.\n\n"
         f"The model: {NUM_LAYERS} convolutions of {WIDTH} channels at {SIZE} x {SIZE}; one more "
-        f"makes it slower by about a tenth. {measured_with()}.\n"
+        f"makes it slower by about a tenth. The machine had other work besides: load averages of "
+        f"{min(loads):.1f} to {max(loads):.1f} on {os.cpu_count()} cores. {measured_with()}.\n"
     )
     return text, good
 
