@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
+PRECISIONS = ("fp32", "fp16", "int8")
 AUGMENTATIONS = ("auto", "standard", "none")
 MIN_OPSET = 18
 MAX_OPSET = 23
@@ -195,6 +196,10 @@ class DeployConfig:
 
     provider: str = "cpu"
     """The onnxruntime execution provider that must run the graph."""
+    precision: str = "fp32"
+    """Of weights and computation; inputs and outputs stay fp32."""
+    ort: bool = False
+    """Whether model.ort, for onnxruntime's mobile builds, is written beside model.onnx."""
     opset: int | None = None
     """Version of ONNX's operator set; None takes that of a model given as ONNX, where it can be
     written, else the default."""
@@ -205,6 +210,10 @@ class DeployConfig:
         _require(
             self.provider in PROVIDERS,
             f"--provider: {self.provider!r} is not one of {', '.join(PROVIDERS)}",
+        )
+        _require(
+            self.precision in PRECISIONS,
+            f"--precision: {self.precision!r} is not one of {', '.join(PRECISIONS)}",
         )
         _require(
             self.opset is None or self.opset >= MIN_OPSET,
@@ -245,6 +254,10 @@ class RunConfig:
         _require(
             not (without_data and self.target.max_accuracy_drop is not None),
             "--max-accuracy-drop cannot be checked without --data: give --data with labels",
+        )
+        _require(
+            not (without_data and self.deploy.precision == "int8"),
+            "--precision int8 needs real images to calibrate: give --data, or --precision fp16",
         )
         _require(
             _DEVICE.fullmatch(self.device) is not None,

@@ -27,6 +27,7 @@ from pipeline.baseline import Baseline, export_request, measure_baseline, set_go
 from pipeline.compress import Compressed, Compressor, Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
+from pipeline.precision import FP32_FILE, add_ort, convert
 from pipeline.report import (
     BeforeAfter,
     Difference,
@@ -110,6 +111,7 @@ def _finish(
     began = monotonic()
     plan = compressor.plan(compressed.alive)
     _write_artefacts(config, baseline, compressed.model.eval(), plan, run)
+    precision = convert(config, baseline, run, console) | add_ort(config, baseline, run)
     stages.append({"name": "export", "seconds": round(monotonic() - began, 2)})
 
     console.stage("verify")
@@ -118,7 +120,12 @@ def _finish(
     measured = _measure(config, baseline, compressed, session, console)
     stages.append({"name": "verify", "seconds": round(monotonic() - began, 2)})
     report = build_report(
-        Measurements(**measured, groups=[_group_row(g) for g in plan.groups], stages=stages)
+        Measurements(
+            **measured,
+            precision=precision,
+            groups=[_group_row(g) for g in plan.groups],
+            stages=stages,
+        )
     )
     run.write("report.json", lambda to: to.write_text(report.to_json(), encoding="utf-8"))
     run.write("report.html", lambda to: to.write_text(render_html(report), encoding="utf-8"))
@@ -176,7 +183,9 @@ def _measure(
     console: RunConsole,
 ) -> dict[str, Any]:
     loaded, data, cost = baseline.loaded, baseline.data, baseline.cost
-    result = exporters.count_macs(config.out / "model.onnx")
+    # Counted where weights are floats; what precision changes is the size.
+    is_fp32 = config.deploy.precision == "fp32"
+    result = exporters.count_macs(config.out / ("model.onnx" if is_fp32 else FP32_FILE))
     skipped = {}
     accuracy = None
     if data is None or baseline.accuracy is None:
@@ -193,16 +202,18 @@ def _measure(
     fixed = loaded.interface.fixed_batch if loaded.interface is not None else None
     batch = torch.zeros(fixed or config.deploy.latency_batch, *loaded.input_size)
     target = config.target
-    timed = verify.latency(baseline.session, after, batch, config.recovery.seed)
+    timed = verify.latency(
+        baseline.onnx, config.out / "model.onnx", after.provider, batch, config.recovery.seed
+    )
     for warning in timed.warnings:
         console.warn(f"latency: {warning}")
     return {
         "flops": BeforeAfter(before=cost.num_macs, after=result.num_macs),
         "params": BeforeAfter(before=cost.num_params, after=result.num_params),
-        "size_bytes": BeforeAfter(before=cost.size_bytes, after=result.size_bytes),
+        "size_bytes": BeforeAfter(before=cost.size_bytes, after=_size_bytes(config)),
         "accuracy": accuracy,
         "surgery": surgery,
-        "parity": verify.parity(compressed.model, after, baseline.probes),
+        "parity": _parity(config, baseline, compressed, after),
         "latency": timed,
         "provider": Provider(requested=config.deploy.provider, ran=(after.provider,)),
         "skipped": skipped,
@@ -223,3 +234,18 @@ def _measure(
         )
         | {"nodes_on_other_providers": after.nodes_elsewhere},
     }
+
+
+def _size_bytes(config: RunConfig) -> int:
+    return exporters.onnx_size_bytes(config.out / "model.onnx")
+
+
+def _parity(
+    config: RunConfig, baseline: Baseline, compressed: Compressed, after: Session
+) -> Difference:
+    """Of the final file; of an int8 one, which accuracy judges, the fp32 file it came from."""
+    kind = config.deploy.precision
+    if kind == "int8":
+        after = exporters.open_session(config.out / FP32_FILE, config.deploy.provider)
+    tolerance = exporters.FP16_TOLERANCE if kind == "fp16" else 1e-4
+    return verify.parity(compressed.model, after, baseline.probes, tolerance)

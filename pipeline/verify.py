@@ -6,6 +6,7 @@ Leaves: plain measurements for the report. Refused: a provider that did not run 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from pipeline.errors import UsageError
 from pipeline.report import Accuracy, Difference, Latency, LatencySummary
 
 PARITY_BATCH = 8
+LATENCY_THREADS = 1
+"""More are steady only on a quiet machine; `compress bench --threads N` measures with others."""
 _SIGMAS = 3.0
 
 
@@ -50,9 +53,11 @@ class Probes:
         return torch.cat(parts)
 
 
-def parity(model: nn.Module, session: Session, probes: Probes) -> Difference:
+def parity(
+    model: nn.Module, session: Session, probes: Probes, tolerance: float = 1e-4
+) -> Difference:
     """PyTorch against onnxruntime, at batch 1 and a larger one, on random and real inputs."""
-    found = exporters.check_parity(model.eval(), session, probes.batches())
+    found = exporters.check_parity(model.eval(), session, probes.batches(), tolerance)
     difference = found.max_abs_diff if found.output_scale > 0 else float("inf")
     return Difference(max_abs_diff=difference, tolerance=found.tolerance)
 
@@ -97,23 +102,31 @@ def accuracies(before: exporters.Accuracy, after: exporters.Accuracy) -> Accurac
     )
 
 
-def latency(before: Session, after: Session, probe: Tensor, seed: int) -> Latency:
-    """Both files in turns, in one process, on one input batch."""
+def latency(before: Path, after: Path, provider: str, probe: Tensor, seed: int) -> Latency:
+    """Both files in turns, in one process, on one input batch, as `compress bench` times them."""
     values = probe.numpy()
-    found = exporters.compare_latency(
-        before,
-        after,
-        {before.input_names[0]: values},
-        exporters.LatencySettings(batch=len(values), seed=seed),
-    )
+    cores = exporters.quiet_cores(LATENCY_THREADS)
+    sessions = [
+        exporters.open_session(p, provider, LATENCY_THREADS, cores=cores) for p in (before, after)
+    ]
+    timed = [
+        exporters.Timed(name=name, session=session, inputs={session.input_names[0]: values})
+        for name, session in zip(("before", "after"), sessions, strict=True)
+    ]
+    with exporters.on_core(cores):
+        found = exporters.compare_latency(
+            timed[0], timed[1], exporters.LatencySettings(batch=len(values), seed=seed)
+        )
     return Latency(
-        provider=found.provider,
-        batch=found.batch,
+        provider=found.measured.provider,
+        batch=found.measured.batch,
+        threads=LATENCY_THREADS,
         before=_summary(found.before),
         after=_summary(found.after),
         speedup_median=found.speedup_median,
         speedup_ci95=found.speedup_ci95,
-        warnings=found.warnings,
+        undisturbed_share=found.measured.undisturbed_share,
+        warnings=found.measured.warnings,
     )
 
 
