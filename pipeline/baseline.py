@@ -5,7 +5,7 @@ folder only. Refused: unreadable input, a model at chance level, a target that n
 provider that does not run the model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,11 @@ from pipeline.config import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data, DataRequest, load_data
 from pipeline.errors import UsageError
+from pipeline.folded_norms import can_insert, insert_norms
 from pipeline.importers import LoadedModel, load_model
 from pipeline.importers.source import model_source
+
+_NORM_BATCHES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,16 +97,7 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     exporters.export_onnx(loaded.module, export_request(config, loaded, path, {}))
     cost = exporters.count_macs(path)
     session = exporters.open_session(path, config.deploy.provider)
-    example = torch.randn(
-        1, *loaded.input_size, generator=torch.Generator().manual_seed(config.recovery.seed)
-    )
-    constraints = config.constraints
-    groups = gbn.trace(
-        loaded.module,
-        example,
-        freeze=constraints.freeze,
-        prune_norms=constraints.prune_norms,
-    )
+    groups = _traced(config, loaded)
     _say_frozen(groups, console)
     # What costs more comes after what may still be refused at once.
     data = _load_data(config, loaded, console)
@@ -112,6 +106,9 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
         found = verify.accuracy(session, data, console, "baseline accuracy")
         console.say(f"baseline: {found.value:.2%} top-1 on {found.samples} validation images")
         verify.require_better_than_chance(found, data, loaded.num_outputs or 2)
+        if _wants_norms(config, loaded):
+            loaded = _with_norms(loaded, data, console)
+            groups = _traced(config, loaded)
     return Baseline(
         loaded=loaded,
         data=data,
@@ -123,6 +120,30 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
         probes=verify.Probes.make(loaded.input_size, data, config.recovery.seed),
         device=device,
     )
+
+
+def _traced(config: RunConfig, loaded: LoadedModel) -> gbn.ChannelGroups:
+    example = torch.randn(
+        1, *loaded.input_size, generator=torch.Generator().manual_seed(config.recovery.seed)
+    )
+    constraints = config.constraints
+    return gbn.trace(
+        loaded.module, example, freeze=constraints.freeze, prune_norms=constraints.prune_norms
+    )
+
+
+def _wants_norms(config: RunConfig, loaded: LoadedModel) -> bool:
+    wanted = config.recovery.insert_bn
+    return can_insert(loaded.module) if wanted is None else wanted
+
+
+def _with_norms(loaded: LoadedModel, data: Data, console: RunConsole) -> LoadedModel:
+    module, count = insert_norms(loaded.module, data.calibration_batches(_NORM_BATCHES))
+    console.say(
+        f"inserted {count} batch norms after convolutions with a bias, calibrated to change "
+        "nothing; they are folded away on export (--no-insert-bn leaves them out)"
+    )
+    return replace(loaded, module=module)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -27,6 +27,7 @@ from pipeline.baseline import Baseline, export_request, measure_baseline, set_go
 from pipeline.compress import Compressed, Compressor, Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
+from pipeline.folded_norms import fold_norms, without_norms
 from pipeline.report import (
     BeforeAfter,
     Difference,
@@ -108,7 +109,8 @@ def _finish(
 ) -> Report:
     console.stage("export")
     began = monotonic()
-    plan = compressor.plan(compressed.alive)
+    plan = without_norms(compressor.plan(compressed.alive), compressed.model)
+    compressed.model = fold_norms(compressed.model)
     _write_artefacts(config, baseline, compressed.model.eval(), plan, run)
     stages.append({"name": "export", "seconds": round(monotonic() - began, 2)})
 
