@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in
+.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-onnx-resnet20
 
 install: $(STAMP)
 
@@ -44,6 +44,9 @@ bench-coverage: install
 
 bench-onnx-in: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.onnx_in
+
+bench-onnx-resnet20: install
+	$(BIN)/python -m benchmarks.onnx_resnet20 --document
 
 bench-main-job: install
 	$(BIN)/python -m benchmarks.resnet20_main_job

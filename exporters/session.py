@@ -80,6 +80,7 @@ class Session:
         }
         self._input_types: dict[str, str] = {i.name: i.type for i in inputs}
         self.output_names: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
+        self.gives_half = any(o.type == "tensor(float16)" for o in session.get_outputs())
         self.nodes_elsewhere = self._check_placement()
 
     @property
@@ -96,6 +97,11 @@ class Session:
             return list(self._session.run(None, inputs))
         except _ORT_ERRORS as error:
             raise ExportError(f"{self._source} did not run: {one_line(error)}") from error
+
+    def as_taken(self, batch: Array) -> Array:
+        """The values of `batch` as a graph of one input takes them: rounded to its type."""
+        name, _ = self._only_input()
+        return batch.astype(self._float_type(name, batch), copy=False)
 
     def run_batch(self, batch: Array) -> list[Array]:
         """Run a graph of one input on (N, ...) of any N; each output is (N, ...).

@@ -16,10 +16,11 @@ import gbn
 from exporters.session import Session
 from pipeline import verify
 from pipeline.compress import Goal
-from pipeline.config import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, RunConfig
+from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data, DataRequest, load_data
 from pipeline.errors import UsageError
+from pipeline.exporting import counted_shapes, export_baseline, exported_opset
 from pipeline.folded_norms import can_insert, insert_norms
 from pipeline.importers import LoadedModel, load_model
 from pipeline.importers.source import model_source
@@ -42,39 +43,6 @@ class Baseline:
     device: torch.device
 
 
-def export_request(
-    config: RunConfig, loaded: LoadedModel, path: Path, metadata: dict[str, str]
-) -> exporters.ExportRequest:
-    """How both files are exported, so that they differ in nothing but the cut."""
-    interface = loaded.interface
-    opset = config.deploy.opset or exported_opset(loaded)
-    if interface is None:
-        return exporters.ExportRequest(
-            example_inputs=(torch.zeros(2, *loaded.input_size),),
-            path=path,
-            opset=opset,
-            metadata=metadata,
-        )
-    return exporters.ExportRequest(
-        example_inputs=(torch.zeros(interface.fixed_batch or 2, *loaded.input_size),),
-        path=path,
-        input_names=tuple(port.name for port in interface.inputs),
-        output_names=tuple(port.name for port in interface.outputs),
-        opset=opset,
-        dynamic_batch=interface.fixed_batch is None,
-        batch_name=interface.batch_name or "batch",
-        doc_string=interface.doc_string,
-        metadata=interface.metadata | metadata,
-    )
-
-
-def exported_opset(loaded: LoadedModel) -> int:
-    """That of a model given as ONNX, or the nearest that can be written; else the default."""
-    if loaded.interface is None:
-        return DEFAULT_OPSET
-    return min(max(loaded.interface.opset, MIN_OPSET), MAX_OPSET)
-
-
 def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> Baseline:
     """Load, export, measure and trace the model; files go into `scratch`."""
     console.stage("import")
@@ -94,8 +62,8 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     console.say(f"input size: {','.join(str(n) for n in loaded.input_size)}")
     console.stage("baseline")
     path = scratch / "baseline.onnx"
-    exporters.export_onnx(loaded.module, export_request(config, loaded, path, {}))
-    cost = exporters.count_macs(path)
+    loaded = export_baseline(config, loaded, path, console)
+    cost = exporters.count_macs(path, counted_shapes(loaded))
     session = exporters.open_session(path, config.deploy.provider)
     groups = _traced(config, loaded)
     _say_frozen(groups, console)
@@ -117,7 +85,7 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
         accuracy=found,
         onnx=path,
         session=session,
-        probes=verify.Probes.make(loaded.input_size, data, config.recovery.seed),
+        probes=verify.Probes.make(loaded, data, config.recovery.seed),
         device=device,
     )
 

@@ -23,10 +23,11 @@ import gbn
 from exporters.session import Session
 from gbn.prune_plan import GroupWidth
 from pipeline import verify
-from pipeline.baseline import Baseline, export_request, measure_baseline, set_goal
+from pipeline.baseline import Baseline, measure_baseline, set_goal
 from pipeline.compress import Compressed, Compressor, Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
+from pipeline.exporting import counted_shapes, export_request
 from pipeline.folded_norms import fold_norms, without_norms
 from pipeline.report import (
     BeforeAfter,
@@ -153,7 +154,8 @@ def _write_artefacts(
         "model.onnx",
         lambda to: exporters.export_onnx(model, export_request(config, loaded, to, metadata)),
     )
-    run.write("model.pt2", lambda to: exporters.export_program(model, example, to))
+    free = () if loaded.interface is None else tuple(loaded.interface.open_sizes)
+    run.write("model.pt2", lambda to: exporters.export_program(model, example, to, free))
     run.write("plan.json", plan.save)
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     run.write("weights.safetensors", lambda to: to.write_bytes(safetensors.torch.save(state)))
@@ -178,7 +180,7 @@ def _measure(
     console: RunConsole,
 ) -> dict[str, Any]:
     loaded, data, cost = baseline.loaded, baseline.data, baseline.cost
-    result = exporters.count_macs(config.out / "model.onnx")
+    result = exporters.count_macs(config.out / "model.onnx", counted_shapes(loaded))
     skipped = {}
     accuracy = None
     if data is None or baseline.accuracy is None:

@@ -1,6 +1,7 @@
 """Whole models: parity with onnxruntime, the way back to ONNX, and the main job on a file."""
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,16 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from torch import Tensor, nn
 
 import exporters
 import gbn
 from benchmarks.tables import SHARED
-from pipeline.baseline import export_request
 from pipeline.cli import main
 from pipeline.config import ModelConfig, RunConfig, TargetConfig
 from pipeline.errors import UsageError
+from pipeline.exporting import export_request
 from pipeline.importers import ModelSource, load_model
 from pipeline.importers.onnx_in import import_onnx
 from pipeline.target import Target
@@ -174,19 +175,56 @@ def test_a_torchscript_file_comes_in_the_same_way(tmp_path: Path) -> None:
         load_model(ModelSource(path=path))
 
 
-def test_open_sizes_must_be_stated(tmp_path: Path) -> None:
+def _compress(path: Path, out: Path, *extra: str) -> Result:
+    arguments = ["--target-flops", "0.6", "--out", str(out), str(path), *extra]
+    return CliRunner().invoke(main, arguments)
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+
+
+def test_open_sizes_must_be_stated_and_stay_open(tmp_path: Path) -> None:
     axes = {"pixels": {0: "images", 2: "high", 3: "wide"}}
     path = _write(tmp_path / "net.onnx", dynamic_axes=axes)
     with pytest.raises(UsageError, match=r"leaves sizes open: .* --input-size"):
         load_model(ModelSource(path=path))
-    loaded = load_model(ModelSource(path=path, input_size=(3, 8, 8)))
-    assert "high, wide of 'pixels' are free in the file" in " ".join(loaded.warnings)
     with pytest.raises(UsageError, match="does not fit input 'pixels'"):
         load_model(ModelSource(path=path, input_size=(1, 8, 8)))
+    result = _compress(path, tmp_path / "out", "--input-size", "3,8,8")
+    assert result.exit_code == 0, result.output
+    assert "high, wide of 'pixels' stay free" in " ".join(result.output.split())
+    proto = onnx.load(tmp_path / "out/model.onnx")
+    assert _dims(proto.graph.input[0]) == ["images", 3, "high", "wide"]
+    x = torch.randn(2, 3, 12, 20)
+    program = torch.export.load(tmp_path / "out/model.pt2").module()
+    found = exporters.open_session(tmp_path / "out/model.onnx").run_batch(x.numpy())[0]
+    assert np.abs(found - program(x).detach().numpy()).max() <= 1e-4 * np.abs(found).max()
 
 
-def test_half_precision_weights_are_widened_and_said_so(tmp_path: Path) -> None:
-    path = _write(tmp_path / "net.onnx")
+def test_sizes_that_the_network_needs_are_fixed_and_said_so(tmp_path: Path) -> None:
+    weight = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
+    matrix = onnx.numpy_helper.from_array(np.ones((4 * 36, 2), np.float32), "m")
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["c"]),
+        onnx.helper.make_node("Flatten", ["c"], ["f"]),
+        onnx.helper.make_node("MatMul", ["f", "m"], ["y"]),
+    ]
+    ports = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims)
+        for name, dims in (("x", ["n", 3, "h", "w"]), ("y", ["n", 2]))
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", ports[:1], ports[1:], [weight, matrix])
+    opset = [onnx.helper.make_opsetid("", 18)]
+    path = tmp_path / "net.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset), path)
+    loaded = load_model(ModelSource(path=path, input_size=(3, 8, 8)))
+    assert "h, w: cannot stay free" in " ".join(loaded.warnings)
+    assert "MatMul node" in " ".join(loaded.warnings)
+    assert loaded.interface is not None and loaded.interface.open_sizes == {}
+
+
+def _halved(path: Path) -> Path:
     proto = onnx.load(path)
     for tensor in proto.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT:
@@ -195,7 +233,62 @@ def test_half_precision_weights_are_widened_and_said_so(tmp_path: Path) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     onnx.save(proto, path)
-    imported = import_onnx(path)
+    return path
+
+
+def test_half_precision_weights_are_widened_and_said_so(tmp_path: Path) -> None:
+    imported = import_onnx(_halved(_write(tmp_path / "net.onnx")))
     assert {p.dtype for p in imported.module.parameters()} == {torch.float32}
     assert "float16 tensors to float32" in imported.notes[0]
     assert imported.module(torch.zeros(2, 3, 8, 8, dtype=torch.float16)).shape == (2, 5)
+
+
+def test_a_half_precision_file_comes_back_with_half_precision_ports(tmp_path: Path) -> None:
+    path = _halved(_write(tmp_path / "net.onnx"))
+    result = _compress(path, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "computes in float32" in " ".join(result.output.split())
+    proto = onnx.load(tmp_path / "out/model.onnx")
+    for value in (*proto.graph.input, *proto.graph.output):
+        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["parity"]["tolerance"] == 1e-4 + 2**-11
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float16)
+    session = exporters.open_session(tmp_path / "out/model.onnx")
+    assert session.run({"pixels": x})[0].dtype == np.float16
+
+
+def test_loops_that_are_written_out_are_said_so(tmp_path: Path) -> None:
+    body = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Identity", ["more"], ["still"]),
+            onnx.helper.make_node("Add", ["now", "now"], ["next"]),
+        ],
+        "body",
+        [
+            onnx.helper.make_tensor_value_info("i", onnx.TensorProto.INT64, []),
+            onnx.helper.make_tensor_value_info("more", onnx.TensorProto.BOOL, []),
+            onnx.helper.make_tensor_value_info("now", onnx.TensorProto.FLOAT, ["n", 4]),
+        ],
+        [
+            onnx.helper.make_tensor_value_info("still", onnx.TensorProto.BOOL, []),
+            onnx.helper.make_tensor_value_info("next", onnx.TensorProto.FLOAT, ["n", 4]),
+        ],
+    )
+    constants = [
+        onnx.numpy_helper.from_array(np.array(3), "trips"),
+        onnx.numpy_helper.from_array(np.array(True), "yes"),
+    ]
+    node = onnx.helper.make_node("Loop", ["trips", "yes", "x"], ["y"], name="again", body=body)
+    ports = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 4])
+        for name in ("x", "y")
+    ]
+    graph = onnx.helper.make_graph([node], "g", ports[:1], ports[1:], constants)
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset), tmp_path / "net.onnx")
+    imported = import_onnx(tmp_path / "net.onnx")
+    assert imported.notes == (
+        "Loop node 'again': written out, 3 runs of its body one after another",
+    )
+    assert torch.equal(imported.module(torch.ones(2, 4)), torch.full((2, 4), 8.0))

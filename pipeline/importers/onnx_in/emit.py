@@ -47,7 +47,9 @@ class Emitter:
         node.meta[PROBES] = probes
         if fixed:
             # The batch is never written down, so that a file for one image may serve for more.
-            self._fixed_sizes[node] = (None, *probes[0].shape[1:]) if probes[0].ndim else ()
+            alike = [sizes[0] if len(set(sizes)) == 1 else None
+                     for sizes in zip(*(probe.shape for probe in probes), strict=True)]  # fmt: skip
+            self._fixed_sizes[node] = (None, *alike[1:]) if alike else ()
         self.anchor = self.anchor or node
         return node
 

@@ -22,10 +22,14 @@ def _decision(op: Op, value: Value) -> bool:
     if decided is None:
         raise op.refuse("its condition depends on the batch: only constant ones are supported")
     if not items.is_known:
-        op.builder.note(
-            f"{label(op.node)} is decided by sizes: taken as for the input size that was given"
-        )
+        _say_decided_by_sizes(op)
     return bool(decided)
+
+
+def _say_decided_by_sizes(op: Op) -> None:
+    op.builder.note(
+        f"{label(op.node)} is decided by sizes: taken as for the input size that was given"
+    )
 
 
 @importer("If")
@@ -56,6 +60,7 @@ def loop(op: Op) -> Result:
         for rows, row in zip(collected, results[1 + len(carried) :], strict=True):
             rows.append(row)
         trip += 1
+    op.builder.note(f"{label(op.node)}: written out, {trip} runs of its body one after another")
     scans = []
     for rows in collected:
         if not rows:
@@ -68,9 +73,12 @@ def _trips(op: Op) -> int | None:
     if not op.has(0):
         return None
     items = op.as_items(op.value(0))
-    trips = None if items is None or len(items.values) != 1 else op.decided(items.values[0])
-    if trips is None:
+    known = items is not None and len(items.values) == 1
+    trips = op.decided(items.values[0]) if items is not None and known else None
+    if items is None or trips is None:
         raise op.refuse("its number of runs depends on the data: only constant ones are supported")
+    if not items.is_known:
+        _say_decided_by_sizes(op)
     return int(trips)
 
 
