@@ -224,6 +224,39 @@ def test_sizes_that_the_network_needs_are_fixed_and_said_so(tmp_path: Path) -> N
     assert loaded.interface is not None and loaded.interface.open_sizes == {}
 
 
+@pytest.mark.parametrize("mode", ["nearest", "bilinear"])
+@pytest.mark.parametrize("by", ["scale", "size"])
+def test_enlarging_a_free_image_stays_free(by: str, mode: str, tmp_path: Path) -> None:
+    class Ladder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.Conv2d(3, 8, 3, padding=1, stride=2)
+            self.head = nn.Conv2d(11, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.down(x).relu()
+            wanted = {"size": x.shape[2:]} if by == "size" else {"scale_factor": 2.0}
+            y = nn.functional.interpolate(y, mode=mode, **wanted)
+            return self.head(torch.cat([x, y], 1))
+
+    path = tmp_path / "ladder.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Ladder().eval(), (torch.zeros(1, 3, 16, 16),), str(path), dynamo=False,
+            opset_version=17, input_names=["x"], output_names=["y"],
+            dynamic_axes={"x": {0: "n", 2: "h", 3: "w"}},
+        )  # fmt: skip
+    loaded = load_model(ModelSource(path=path, input_size=(3, 16, 16)))
+    assert loaded.interface is not None and loaded.interface.open_sizes == {2: "h", 3: "w"}
+    batch = torch.randn(2, 3, 24, 36)
+    assert exporters.check_parity(loaded.module, exporters.open_session(path), [batch], 1e-5).ok
+    result = _compress(path, tmp_path / "out", "--input-size", "3,16,16")
+    assert result.exit_code == 0, result.output
+    proto = onnx.load(tmp_path / "out/model.onnx")
+    assert _dims(proto.graph.input[0]) == ["n", 3, "h", "w"]
+
+
 def _halved(path: Path) -> Path:
     proto = onnx.load(path)
     for tensor in proto.graph.initializer:
