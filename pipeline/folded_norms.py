@@ -7,6 +7,7 @@ and takes them out. Refused: networks that are no graph, and those without such 
 """
 
 import copy
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from pipeline.data import Batch
 from pipeline.errors import UsageError
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_USUAL_LENGTH = 2**0.5
 
 
 class InsertedNorm1d(nn.BatchNorm1d):
@@ -102,7 +104,11 @@ def insert_norms(module: nn.Module, batches: Iterable[Batch]) -> tuple[nn.Module
 
 
 def _places(module: fx.GraphModule) -> list[fx.Node]:
-    """Calls of convolutions with a bias, used once, that no norm and no output follows."""
+    """Calls of convolutions with a bias, used once, that no norm and no output follows.
+
+    Nor may their weights be those of another layer as well.
+    """
+    holders = Counter(id(p) for _, p in module.named_parameters(remove_duplicate=False))
     calls: dict[str, list[fx.Node]] = {}
     for node in module.graph.nodes:
         if node.op == "call_module":
@@ -113,6 +119,7 @@ def _places(module: fx.GraphModule) -> list[fx.Node]:
         if len(nodes) == 1
         and isinstance(conv := module.get_submodule(name), _CONVS)
         and conv.bias is not None
+        and holders[id(conv.weight)] == holders[id(conv.bias)] == 1
         and not any(user.op == "output" or _is_norm(module, user) for user in nodes[0].users)
     ]
 
@@ -147,17 +154,35 @@ def _measured(module: fx.GraphModule, batches: Iterable[Batch]) -> dict[str, _Mo
 
 
 def _identity_norm(conv: nn.Module, moments: _Moments) -> nn.Module:
-    assert isinstance(conv, _CONVS), "only such are measured"
+    """The norm after `conv`, whose filters are scaled to the length of fresh ones (He et al. 2015).
+
+    Before a norm the length of a filter means nothing but its learning rate, which goes with one
+    over its square: folding leaves filters far too short for the usual rates.
+    """
+    assert isinstance(conv, _CONVS) and conv.bias is not None, "only such are measured"
+    scale = _to_usual_length(conv.weight)
     kind = _INSERTED[_CONVS.index(type(conv))]
     norm = kind(conv.out_channels)
     assert norm.running_mean is not None and norm.running_var is not None, "it tracks them"
     with torch.no_grad():
-        norm.running_mean.copy_(moments.mean)
-        norm.running_var.copy_(moments.variance)
+        conv.weight.mul_(scale.view(-1, *[1] * (conv.weight.ndim - 1)))
+        conv.bias.mul_(scale)
+        norm.running_mean.copy_(moments.mean * scale)
+        norm.running_var.copy_(moments.variance * scale.square())
         # Of the rounded statistics, so that scale and shift undo just what the norm does.
-        norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt())
-        norm.bias.copy_(norm.running_mean)
+        norm.weight.copy_((norm.running_var.double() + norm.eps).sqrt() / scale)
+        norm.bias.copy_(norm.running_mean.double() / scale)
     return norm.eval()
+
+
+def _to_usual_length(weight: Tensor) -> Tensor:
+    """(C,): what brings each filter of (C, ...) to the length sqrt(2), but in powers of two.
+
+    These are exact in floating point. A filter of zeros stays.
+    """
+    length = weight.detach().double().flatten(1).norm(dim=1)
+    power = torch.log2(_USUAL_LENGTH / length.clamp_min(1e-30)).round()
+    return torch.where(length > 0, 2.0**power, torch.ones_like(length))
 
 
 def _free_path(module: nn.Module, wished: str) -> str:

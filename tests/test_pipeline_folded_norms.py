@@ -76,11 +76,16 @@ def test_inserted_norms_change_nothing_and_have_the_statistics_of_the_images(
         seen = torch.cat([x for x, _ in _batches()])
         stem = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
         rows = stem(seen).double().numpy()
+        lengths = next(m for m in made.modules() if isinstance(m, nn.Conv2d)).weight.flatten(1)
     assert np.abs(found - expected).max() <= 1e-5 * expected.abs().max()
     norm = next(m for m in made.modules() if isinstance(m, nn.BatchNorm2d))
     assert norm.running_mean is not None and norm.running_var is not None
-    np.testing.assert_allclose(norm.running_mean, rows.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(norm.running_var, rows.var((0, 2, 3)), rtol=1e-5)
+    scale = lengths.norm(dim=1).numpy() / stem.weight.detach().flatten(1).norm(dim=1).numpy()
+    np.testing.assert_allclose(norm.running_mean, rows.mean((0, 2, 3)) * scale, 1e-5, 1e-6)
+    np.testing.assert_allclose(norm.running_var, rows.var((0, 2, 3)) * scale**2, 1e-5)
+    # the usual length is sqrt(2); a power of two brings a filter to between 1 and 2
+    assert (lengths.norm(dim=1) >= 1).all()
+    assert (lengths.norm(dim=1) <= 2).all()
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
 
 
@@ -140,6 +145,19 @@ def test_dead_channels_stay_dead() -> None:
     with torch.no_grad():
         assert torch.allclose(made(images), net(images), atol=1e-6)
     assert count == 1
+
+
+def test_weights_that_two_layers_share_get_no_norm() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, stride=2)
+            self.two.weight = self.one.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.two(self.one(x).relu()).mean((2, 3))
+
+    assert not can_insert(torch.fx.symbolic_trace(Net().eval()))
 
 
 def test_only_convolutions_that_may_have_lost_a_norm_get_one() -> None:
