@@ -76,7 +76,8 @@ def test_inserted_norms_change_nothing_and_have_the_statistics_of_the_images(
         seen = torch.cat([x for x, _ in _batches()])
         stem = next(m for m in network.modules() if isinstance(m, nn.Conv2d))
         rows = stem(seen).double().numpy()
-        lengths = next(m for m in made.modules() if isinstance(m, nn.Conv2d)).weight.flatten(1)
+        filters = next(m for m in made.modules() if isinstance(m, nn.Conv2d)).weight
+        lengths = filters.detach().flatten(1)
     assert np.abs(found - expected).max() <= 1e-5 * expected.abs().max()
     norm = next(m for m in made.modules() if isinstance(m, nn.BatchNorm2d))
     assert norm.running_mean is not None and norm.running_var is not None
