@@ -65,6 +65,7 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     loaded = export_baseline(config, loaded, path, console)
     cost = exporters.count_macs(path, counted_shapes(loaded))
     session = exporters.open_session(path, config.deploy.provider)
+    _require_samples(session, loaded, config.model.path)
     groups = _traced(config, loaded)
     _say_frozen(groups, console)
     # What costs more comes after what may still be refused at once.
@@ -134,6 +135,17 @@ def _require_finite(loaded: LoadedModel) -> None:
     for name, tensor in loaded.module.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise UsageError(f"the weights hold NaN or infinity in {name!r}: the training diverged")
+
+
+def _require_samples(session: Session, loaded: LoadedModel, path: Path) -> None:
+    """Each output must have one part for each image, or nothing can be compared later."""
+    interface = loaded.interface
+    batch = (interface.fixed_batch if interface is not None else None) or 2
+    try:
+        session.run_batch(np.zeros((batch, *loaded.input_size), np.float32))
+    except exporters.ExportError as error:
+        reason = str(error).partition(": ")[2] or str(error)
+        raise UsageError(f"{path}: cannot be compared image by image: {reason}") from error
 
 
 def _say_frozen(groups: gbn.ChannelGroups, console: RunConsole) -> None:

@@ -175,6 +175,23 @@ def test_a_torchscript_file_comes_in_the_same_way(tmp_path: Path) -> None:
         load_model(ModelSource(path=path))
 
 
+def test_a_torchscript_op_that_has_no_translation_is_named_in_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Odd(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.special.bessel_j0(x)
+
+    path = tmp_path / "odd.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Odd(), torch.zeros(1, 3, 8, 8)).save(path)
+    with pytest.raises(UsageError, match="bessel_j0") as raised:
+        load_model(ModelSource(path=path, input_size=(3, 8, 8)))
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr().out == ""
+
+
 def _compress(path: Path, out: Path, *extra: str) -> Result:
     arguments = ["--target-flops", "0.6", "--out", str(out), str(path), *extra]
     return CliRunner().invoke(main, arguments)
@@ -325,3 +342,40 @@ def test_loops_that_are_written_out_are_said_so(tmp_path: Path) -> None:
         "Loop node 'again': written out, 3 runs of its body one after another",
     )
     assert torch.equal(imported.module(torch.ones(2, 4)), torch.full((2, 4), 8.0))
+
+
+def _saved(path: Path, nodes: list[Any], dims: list[int | str], outputs: list[str]) -> Path:
+    """A model of `nodes` on the input "x", with a filter "w" of (4, 3, 3, ...) and a row "k"."""
+    filters = np.ones((4, 3, *[3] * (len(dims) - 2)), np.float32)
+    constants = [
+        onnx.numpy_helper.from_array(filters, "w"),
+        onnx.numpy_helper.from_array(np.ones(3, np.float32), "k"),
+    ]
+    ports = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in (("x", dims), *((name, None) for name in outputs))
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", ports[:1], ports[1:], constants)
+    opset = [onnx.helper.make_opsetid("", 18)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset), path)
+    return path
+
+
+def test_what_is_no_image_network_is_told_so_before_anything_is_written(tmp_path: Path) -> None:
+    conv = onnx.helper.make_node("Conv", ["x", "w"], ["y"])
+    flat = _saved(tmp_path / "flat.onnx", [conv], ["n", 3, 32], ["y"])
+    result = _compress(flat, tmp_path / "out")
+    assert result.exit_code == 2
+    assert "input 'x' is ['n', 3, 32]; the main job takes images" in " ".join(result.output.split())
+    again = onnx.helper.make_node("Conv", ["y", "v"], ["z"])
+    constant = onnx.helper.make_node(
+        "Constant", [], ["v"],
+        value=onnx.numpy_helper.from_array(np.ones((2, 4, 3, 3), np.float32)),
+    )  # fmt: skip
+    path = tmp_path / "row.onnx"
+    result = _compress(
+        _saved(path, [conv, constant, again], ["n", 3, 8, 8], ["z", "k"]), tmp_path / "out"
+    )
+    assert result.exit_code == 2
+    assert "output 'k' is (3,) for a batch of 2" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()

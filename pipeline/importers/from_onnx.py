@@ -5,8 +5,12 @@ Refused: what the importer refuses, files of several inputs, inputs that are no 
 networks that fix their batch inside.
 """
 
+import contextlib
 import io
+import os
+import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +59,7 @@ def load_torchscript(source: ModelSource) -> tuple[fx.GraphModule, Interface, li
 def _as_onnx(path: Path, input_size: tuple[int, int, int]) -> onnx.ModelProto:
     buffer: Any = io.BytesIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _native_output_dropped():
             warnings.simplefilter("ignore")
             script = torch.jit.load(path, map_location="cpu").eval()
             torch.onnx.export(
@@ -73,6 +77,20 @@ def _as_onnx(path: Path, input_size: tuple[int, int, int]) -> onnx.ModelProto:
     except (*FOREIGN_ERRORS, torch.onnx.errors.OnnxExporterError) as error:
         raise UsageError(f"torch cannot read or translate it ({one_line(error)})") from error
     return onnx.load_model_from_string(buffer.getvalue())
+
+
+@contextlib.contextmanager
+def _native_output_dropped() -> Iterator[None]:
+    """torch's C++ prints the whole graph to standard output where it cannot translate one op."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _for_main_job(
