@@ -10,6 +10,9 @@ from pipeline.importers.onnx_in.errors import label
 from pipeline.importers.onnx_in.registry import Result, importer
 from pipeline.importers.onnx_in.values import Const, Items, Sequence, Value
 
+MAX_TRIPS = 5000
+"""Of one loop that is written out: more would be a network that no exporter can write."""
+
 
 def _decision(op: Op, value: Value) -> bool:
     """A condition known now, or one that hangs on sizes and comes out alike for all trial sizes."""
@@ -53,6 +56,8 @@ def loop(op: Op) -> Result:
     trip = 0
     while (trips is None or trip < trips) and (condition is None or _decision(op, condition)):
         now: Value = condition or Const(torch.tensor(True))
+        if max(trip, trips or 0) >= MAX_TRIPS:
+            raise op.refuse(f"runs its body {trips or 'over ' + str(trip)} times: too often")
         given = dict(zip(names, [Const(torch.tensor(trip)), now, *carried], strict=True))
         results = op.builder.run_subgraph(body, given)
         condition = results[0] if op.has(1) else None
