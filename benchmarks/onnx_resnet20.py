@@ -103,13 +103,9 @@ def row(name: str, given: list[str], common: list[str], out: Path) -> list[str]:
 
 
 def document(section: str) -> None:
-    """Put the section into the page, in place of an earlier one."""
-    text = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.is_file() else "# ONNX in\n"
-    head, found, rest = text.partition(HEADING)
-    following = rest.find("\n## ")
-    tail = rest[following:] if found and following >= 0 else ""
-    page = f"{head.rstrip()}\n\n{section.rstrip()}\n{tail}"
-    DOCUMENT.write_text(page, encoding="utf-8")
+    """Put the section, which is the last of the page, in place of an earlier one."""
+    head = DOCUMENT.read_text(encoding="utf-8").partition(HEADING)[0]
+    DOCUMENT.write_text(f"{head.rstrip()}\n\n{section.rstrip()}\n", encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:
