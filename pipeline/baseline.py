@@ -54,9 +54,9 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     if loaded.interface is not None and config.deploy.opset is None:
         own, written = loaded.interface.opset, exported_opset(loaded)
         if own != written:
-            console.warn(
-                f"the file is of opset {own}, which cannot be written: exported as {written}"
-            )
+            note = f"the file is of opset {own}, which cannot be written: exported as {written}"
+            console.warn(note)
+            loaded = replace(loaded, warnings=(*loaded.warnings, note))
     _require_finite(loaded)
     _all_learn(loaded, console)
     console.say(f"input size: {','.join(str(n) for n in loaded.input_size)}")
@@ -108,11 +108,12 @@ def _wants_norms(config: RunConfig, loaded: LoadedModel) -> bool:
 
 def _with_norms(loaded: LoadedModel, data: Data, console: RunConsole) -> LoadedModel:
     module, count = insert_norms(loaded.module, data.calibration_batches(_NORM_BATCHES))
-    console.say(
+    note = (
         f"inserted {count} batch norms after convolutions with a bias, calibrated to change "
         "nothing; they are folded away on export (--no-insert-bn leaves them out)"
     )
-    return replace(loaded, module=module)
+    console.say(note)
+    return replace(loaded, module=module, warnings=(*loaded.warnings, note))
 
 
 def resolve_device(name: str) -> torch.device:

@@ -96,8 +96,10 @@ def export_baseline(
         if reason is None:
             return loaded
         names = ", ".join(interface.open_sizes.values())
-        console.warn(f"{names}: cannot stay free, exported as in the input size ({reason})")
-        loaded = replace(loaded, interface=replace(interface, open_sizes={}))
+        note = f"{names}: cannot stay free, exported as in the input size ({reason})"
+        console.warn(note)
+        fixed = replace(interface, open_sizes={})
+        loaded = replace(loaded, interface=fixed, warnings=(*loaded.warnings, note))
     exporters.export_onnx(loaded.module, export_request(config, loaded, path, {}))
     return loaded
 

@@ -63,7 +63,13 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
         with run:
             run.create()
             run.write("stages/baseline.onnx", lambda to: shutil.copyfile(baseline.onnx, to))
-            stages = [{"name": "baseline", "seconds": round(monotonic() - began, 2)}]
+            stages: list[dict[str, Any]] = [
+                {
+                    "name": "baseline",
+                    "seconds": round(monotonic() - began, 2),
+                    "notes": list(baseline.loaded.warnings),
+                }
+            ]
             compressed, compressor = _compress(config, baseline, goal, run, console)
             stages += compressed.curve
             return _finish(config, baseline, compressed, compressor, run, console, stages)

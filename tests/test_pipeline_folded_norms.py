@@ -212,6 +212,8 @@ def test_a_folded_file_is_compressed_on_data(
     assert ("inserted 3 batch norms" in " ".join(result.output.split())) is insert
     report = json.loads((out / "report.json").read_text())
     assert report["flops"]["kept"] <= 0.5
+    notes = " ".join(report["stages"][0]["notes"])
+    assert ("inserted 3 batch norms" in notes) is insert
     assert report["accuracy"]["after"] == _accuracy(out / "model.onnx") > 0.85
     assert report["accuracy"]["before"] == _accuracy(job["onnx"])
     assert "BatchNormalization" not in _ops(out / "model.onnx")

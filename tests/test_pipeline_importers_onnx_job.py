@@ -122,6 +122,9 @@ def test_a_half_precision_file_comes_back_with_half_precision_ports(tmp_path: Pa
         assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["parity"]["tolerance"] == 1e-4 + 2**-11
+    notes = " ".join(report["stages"][0]["notes"])
+    assert "computes in float32" in notes
+    assert "the file is of opset 13, which cannot be written: exported as 18" in notes
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float16)
     session = exporters.open_session(tmp_path / "out/model.onnx")
     assert session.run({"pixels": x})[0].dtype == np.float16
