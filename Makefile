@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-verdict
+.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-onnx-resnet20 bench-verdict
 
 install: $(STAMP)
 
@@ -47,6 +47,9 @@ bench-onnx-in: install
 
 bench-verdict: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.verdict
+
+bench-onnx-resnet20: install
+	$(BIN)/python -m benchmarks.onnx_resnet20 --document
 
 bench-main-job: install
 	$(BIN)/python -m benchmarks.resnet20_main_job

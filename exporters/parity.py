@@ -6,12 +6,16 @@ mode, outputs of another number or shape, no batches.
 
 from collections.abc import Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from exporters.errors import ExportError
 from exporters.file_parity import Parity, relative_difference, require_same_shapes
 from exporters.session import Array, Session
+
+HALF_ROUNDING = 2.0**-11
+"""The most that rounding to half precision moves a value, of the value."""
 
 
 def check_parity(
@@ -23,15 +27,20 @@ def check_parity(
     """Run both on each (N, C, H, W) batch and compare all outputs in float64.
 
     `reference` gives a tensor or a tuple, list or dict of tensors; a module is fed on its own
-    device. Raises ExportError when the two cannot be compared.
+    device, with values rounded to the type that the file takes. Outputs in half precision are
+    allowed its rounding on top of `tolerance`. Raises ExportError when the two cannot be compared.
     """
     if isinstance(reference, nn.Module) and reference.training:
         raise ExportError("the reference network is in training mode: call its eval() first")
+    if session.gives_half:
+        tolerance += HALF_ROUNDING
     worst, scale, count = 0.0, 0.0, 0
-    for batch in batches:
+    for given in batches:
+        taken = session.as_taken(given.detach().cpu().numpy())
+        batch = given if taken.dtype == np.float32 else torch.from_numpy(taken).to(given.dtype)
         with torch.inference_mode():
             expected = [_to_numpy(t) for t in _tensors(reference(_beside(reference, batch)))]
-        actual = session.run_batch(batch.detach().cpu().numpy())
+        actual = session.run_batch(taken)
         require_same_shapes(expected, actual, session)
         for ours, theirs in zip(expected, actual, strict=True):
             difference, output_scale = relative_difference(ours, theirs)

@@ -98,6 +98,7 @@ class Session:
         }
         self.input_types: dict[str, str] = {i.name: i.type for i in inputs}
         self.output_names: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
+        self.gives_half = any(o.type == "tensor(float16)" for o in session.get_outputs())
         self.nodes_elsewhere = self._check_placement()
 
     @property
@@ -118,6 +119,11 @@ class Session:
     def bind(self, inputs: dict[str, Array]) -> "BoundRun":
         """The inputs where the provider keeps its tensors, to be run on again and again."""
         return BoundRun(self._session, inputs, device_of(self.provider), self._source)
+
+    def as_taken(self, batch: Array) -> Array:
+        """The values of `batch` as a graph of one input takes them: rounded to its type."""
+        name, _ = self._only_input()
+        return self.as_input(name, batch)
 
     def run_batch(self, batch: Array) -> list[Array]:
         """Run a graph of one input on (N, ...) of any N; each output is (N, ...).

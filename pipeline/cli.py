@@ -103,6 +103,7 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 
 EPOCHS_DEFAULT = f"Default: {DEFAULT_EPOCHS} with --data."
 FREEZE_HELP = "Modules that keep every channel; repeatable."
+INSERT_BN_HELP = "Train ONNX files with norms put back."
 NORMS_HELP = "LayerNorm and the like may lose channels."
 AUGMENT = click.Choice(AUGMENTATIONS)
 AUGMENT_HELP = f"{', '.join(AUGMENTATIONS)}. Auto: standard for folders."
@@ -139,6 +140,7 @@ OPTIONS = (
     _option("Recovery", "--epochs", type=int, metavar="N", help=f"In all. {EPOCHS_DEFAULT}"),
     _option("Recovery", "--lr", type=float, metavar="X", help="Peak learning rate."),
     _option("Recovery", "--no-distill", is_flag=True, help="Learn from the labels alone."),
+    _option("Recovery", "--insert-bn/--no-insert-bn", default=None, help=INSERT_BN_HELP),
     _option("Recovery", "--seed", type=int, metavar="N", help="Default: 0."),
     _option("Constraints", "--channel-multiple", metavar="auto|N", help="Widths are multiples."),
     _option("Constraints", "--freeze", multiple=True, metavar="PATTERN", help=FREEZE_HELP),

@@ -159,6 +159,9 @@ class RecoveryConfig:
     """Whether the unpruned network teaches the pruned one."""
     seed: int = 0
     """Seed of every random choice."""
+    insert_bn: bool | None = None
+    """Whether convolutions of an ONNX file get batch norms while training; None: if data is there
+    and a norm may have been folded into them."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"--epochs: {self.epochs} is below 0")
@@ -258,6 +261,10 @@ class RunConfig:
         _require(
             not (without_data and self.deploy.precision == "int8"),
             "--precision int8 needs real images to calibrate: give --data, or --precision fp16",
+        )
+        _require(
+            not (without_data and self.recovery.insert_bn),
+            "--insert-bn needs data to take statistics from: give --data, or leave it out",
         )
         _require(
             _DEVICE.fullmatch(self.device) is not None,

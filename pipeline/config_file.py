@@ -55,6 +55,7 @@ OPTION_KINDS: dict[str, str] = {
     "lr": _NUMBER,
     "no_distill": _FLAG,
     "seed": _WHOLE,
+    "insert_bn": _FLAG,
     "channel_multiple": _TEXT_OR_NUMBER,
     "freeze": _TEXTS,
     "min_channels": _WHOLE,
@@ -153,7 +154,7 @@ def build_config(options: Mapping[str, Any]) -> RunConfig:
     recovery = RecoveryConfig(
         epochs=given.get("epochs", default_epochs),
         distill=not given.get("no_distill", False),
-        **_picked(given, "lr", "seed"),
+        **_picked(given, "lr", "seed", "insert_bn"),
     )
     return RunConfig(
         model=ModelConfig(path=path, **_model_options(given)),

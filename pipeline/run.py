@@ -23,10 +23,12 @@ import gbn
 from exporters.session import Session
 from gbn.prune_plan import GroupWidth
 from pipeline import verify
-from pipeline.baseline import Baseline, export_request, measure_baseline, set_goal
+from pipeline.baseline import Baseline, measure_baseline, set_goal
 from pipeline.compress import Compressed, Compressor, Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
+from pipeline.exporting import counted_shapes, export_request
+from pipeline.folded_norms import fold_norms, without_norms
 from pipeline.precision import FP32_FILE, add_ort, convert
 from pipeline.report import (
     BeforeAfter,
@@ -62,7 +64,13 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
         with run:
             run.create()
             run.write("stages/baseline.onnx", lambda to: shutil.copyfile(baseline.onnx, to))
-            stages = [{"name": "baseline", "seconds": round(monotonic() - began, 2)}]
+            stages: list[dict[str, Any]] = [
+                {
+                    "name": "baseline",
+                    "seconds": round(monotonic() - began, 2),
+                    "notes": list(baseline.loaded.warnings),
+                }
+            ]
             compressed, compressor = _compress(config, baseline, goal, run, console)
             stages += compressed.curve
             return _finish(config, baseline, compressed, compressor, run, console, stages)
@@ -109,7 +117,8 @@ def _finish(
 ) -> Report:
     console.stage("export")
     began = monotonic()
-    plan = compressor.plan(compressed.alive)
+    plan = without_norms(compressor.plan(compressed.alive), compressed.model)
+    compressed.model = fold_norms(compressed.model)
     _write_artefacts(config, baseline, compressed.model.eval(), plan, run)
     precision = convert(config, baseline, run, console) | add_ort(config, baseline, run)
     stages.append({"name": "export", "seconds": round(monotonic() - began, 2)})
@@ -158,7 +167,8 @@ def _write_artefacts(
         "model.onnx",
         lambda to: exporters.export_onnx(model, export_request(config, loaded, to, metadata)),
     )
-    run.write("model.pt2", lambda to: exporters.export_program(model, example, to))
+    free = () if loaded.interface is None else tuple(loaded.interface.open_sizes)
+    run.write("model.pt2", lambda to: exporters.export_program(model, example, to, free))
     run.write("plan.json", plan.save)
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     run.write("weights.safetensors", lambda to: to.write_bytes(safetensors.torch.save(state)))
@@ -185,7 +195,8 @@ def _measure(
     loaded, data, cost = baseline.loaded, baseline.data, baseline.cost
     # Counted where weights are floats; what precision changes is the size.
     is_fp32 = config.deploy.precision == "fp32"
-    result = exporters.count_macs(config.out / ("model.onnx" if is_fp32 else FP32_FILE))
+    counted = config.out / ("model.onnx" if is_fp32 else FP32_FILE)
+    result = exporters.count_macs(counted, counted_shapes(loaded))
     skipped = {}
     accuracy = None
     if data is None or baseline.accuracy is None:

@@ -16,6 +16,8 @@ from exporters.session import Session
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import UsageError
+from pipeline.exporting import at_other_sizes
+from pipeline.importers import LoadedModel
 from pipeline.report import Accuracy, Difference, Latency, LatencySummary
 
 PARITY_BATCH = 8
@@ -26,26 +28,31 @@ _SIGMAS = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class Probes:
-    """Inputs (N, C, H, W) on which networks are compared: random ones, and real ones if any."""
+    """Inputs (N, C, H, W) on which networks are compared: random ones, and real ones if any.
+
+    `other_sizes`: random ones where height or width are free.
+    """
 
     random: Tensor
     real: Tensor | None
+    other_sizes: Tensor | None = None
 
     @classmethod
-    def make(cls, input_size: tuple[int, int, int], data: Data | None, seed: int) -> "Probes":
+    def make(cls, loaded: LoadedModel, data: Data | None, seed: int) -> "Probes":
         """`PARITY_BATCH` of each kind."""
         generator = torch.Generator().manual_seed(seed)
-        random = torch.randn(PARITY_BATCH, *input_size, generator=generator)
+        random = torch.randn(PARITY_BATCH, *loaded.input_size, generator=generator)
         real = None
         if data is not None:
             images, _ = next(iter(data.val_loader()))
             real = images[:PARITY_BATCH].float()
-        return cls(random=random, real=real)
+        return cls(random=random, real=real, other_sizes=at_other_sizes(loaded, random[:2]))
 
     def batches(self) -> list[Tensor]:
         """At batch 1 and at the whole size, of each kind."""
         kinds = [self.random] + ([] if self.real is None else [self.real])
-        return [part for kind in kinds for part in (kind[:1], kind)]
+        batches = [part for kind in kinds for part in (kind[:1], kind)]
+        return batches if self.other_sizes is None else [*batches, self.other_sizes]
 
     def mixed(self, count: int) -> Tensor:
         """`count` of each kind in one batch, for proofs."""
@@ -104,18 +111,21 @@ def accuracies(before: exporters.Accuracy, after: exporters.Accuracy) -> Accurac
 
 def latency(before: Path, after: Path, provider: str, probe: Tensor, seed: int) -> Latency:
     """Both files in turns, in one process, on one input batch, as `compress bench` times them."""
-    values = probe.numpy()
     cores = exporters.quiet_cores(LATENCY_THREADS)
     sessions = [
         exporters.open_session(p, provider, LATENCY_THREADS, cores=cores) for p in (before, after)
     ]
     timed = [
-        exporters.Timed(name=name, session=session, inputs={session.input_names[0]: values})
+        exporters.Timed(
+            name=name,
+            session=session,
+            inputs={session.input_names[0]: session.as_taken(probe.numpy())},
+        )
         for name, session in zip(("before", "after"), sessions, strict=True)
     ]
     with exporters.on_core(cores):
         found = exporters.compare_latency(
-            timed[0], timed[1], exporters.LatencySettings(batch=len(values), seed=seed)
+            timed[0], timed[1], exporters.LatencySettings(batch=len(probe), seed=seed)
         )
     return Latency(
         provider=found.measured.provider,
