@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-data-free
+.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-onnx-resnet20 bench-verdict bench-data-free
 
 install: $(STAMP)
 
@@ -49,6 +49,12 @@ bench-onnx-in: install
 bench-data-free: install
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target bench-runs/peers torch-pruning==1.6.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.data_free
+
+bench-verdict: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.verdict
+
+bench-onnx-resnet20: install
+	$(BIN)/python -m benchmarks.onnx_resnet20 --document
 
 bench-main-job: install
 	$(BIN)/python -m benchmarks.resnet20_main_job

@@ -3,8 +3,9 @@
     python -m benchmarks.onnx_in                       (hours on two cores)
     python -m benchmarks.onnx_in --models 2 --mutations 500 --dry
 
-What leaves: docs/onnx-in.md, unless --dry. Every network has random weights, its zero parameters
-and its norms' statistics randomised, so that no error hides behind a zero.
+What leaves: docs/onnx-in.md, unless --dry; the section of `benchmarks.onnx_resnet20` stays. Every
+network has random weights, its zero parameters and its norms' statistics randomised, so that no
+error hides behind a zero.
 """
 
 import argparse
@@ -23,7 +24,9 @@ from torch import nn
 import exporters
 from benchmarks.onnx_fuzz import fuzz
 from benchmarks.onnx_node_tests import node_cases, run_case
-from benchmarks.tables import ROOT, markdown_table, measured_with
+from benchmarks.onnx_resnet20 import DOCUMENT
+from benchmarks.onnx_resnet20 import HEADING as RESNET_HEADING
+from benchmarks.tables import markdown_table, measured_with
 from exporters.capture import quiet
 from exporters.errors import ExportError
 from pipeline.errors import UsageError, one_line
@@ -191,7 +194,8 @@ def main() -> None:
     if given.dry:
         print(page)
     else:
-        (ROOT / "docs/onnx-in.md").write_text(page, encoding="utf-8")
+        _, heading, rest = DOCUMENT.read_text(encoding="utf-8").partition(RESNET_HEADING)
+        DOCUMENT.write_text(f"{page}\n{heading}{rest}".rstrip() + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,56 +14,105 @@ if TYPE_CHECKING:
     from exporters.accuracy import Accuracy, top1
     from exporters.capture import export_program
     from exporters.cleanup import clean
+    from exporters.cores import on_core, quiet_cores, usable_cores
     from exporters.fidelity import Fidelity, agreement, relative_error
-    from exporters.files import load_onnx
+    from exporters.file_parity import Parity, check_session_parity
+    from exporters.files import load_onnx, onnx_size_bytes
+    from exporters.inputs import fixed_batch, random_inputs
     from exporters.latency import (
         LatencyComparison,
+        LatencyMeasurement,
         LatencySettings,
         LatencyStats,
+        Timed,
         compare_latency,
+        measure_latency,
     )
+    from exporters.latency_limits import LatencyLimits, LimitVerdict
     from exporters.macs import OnnxCost, count_macs
-    from exporters.parity import Parity, check_parity
-    from exporters.session import PROVIDERS, Session, open_session
+    from exporters.memory import peak_memory_bytes
+    from exporters.parity import check_parity
+    from exporters.precision import (
+        FP16_TOLERANCE,
+        PRECISIONS,
+        Int8Request,
+        Int8Result,
+        to_fp16,
+        to_int8,
+    )
+    from exporters.providers import PROVIDERS
+    from exporters.session import Session, open_session, write_ort
     from exporters.to_onnx import ExportRequest, OnnxFile, export_onnx
 
 __all__ = [
+    "FP16_TOLERANCE",
+    "PRECISIONS",
     "PROVIDERS",
     "Accuracy",
     "ExportError",
     "ExportRequest",
     "Fidelity",
+    "Int8Request",
+    "Int8Result",
     "LatencyComparison",
+    "LatencyLimits",
+    "LatencyMeasurement",
     "LatencySettings",
     "LatencyStats",
+    "LimitVerdict",
     "OnnxCost",
     "OnnxFile",
     "Parity",
     "ProviderError",
     "Session",
+    "Timed",
     "agreement",
     "check_parity",
+    "check_session_parity",
     "clean",
     "compare_latency",
     "count_macs",
     "export_onnx",
     "export_program",
+    "fixed_batch",
     "load_onnx",
+    "measure_latency",
+    "on_core",
+    "onnx_size_bytes",
     "open_session",
+    "peak_memory_bytes",
+    "quiet_cores",
+    "random_inputs",
     "relative_error",
+    "to_fp16",
+    "to_int8",
     "top1",
+    "usable_cores",
+    "write_ort",
 ]
 
 _HOME = {
     "accuracy": ("Accuracy", "top1"),
     "capture": ("export_program",),
     "cleanup": ("clean",),
+    "cores": ("on_core", "quiet_cores", "usable_cores"),
     "fidelity": ("Fidelity", "agreement", "relative_error"),
-    "files": ("load_onnx",),
-    "latency": ("LatencyComparison", "LatencySettings", "LatencyStats", "compare_latency"),
+    "files": ("load_onnx", "onnx_size_bytes"),
+    "latency": (
+        *("LatencyComparison", "LatencyMeasurement", "LatencySettings", "LatencyStats", "Timed"),
+        *("compare_latency", "measure_latency"),
+    ),
+    "latency_limits": ("LatencyLimits", "LimitVerdict"),
     "macs": ("OnnxCost", "count_macs"),
-    "parity": ("Parity", "check_parity"),
-    "session": ("PROVIDERS", "Session", "open_session"),
+    "inputs": ("fixed_batch", "random_inputs"),
+    "memory": ("peak_memory_bytes",),
+    "file_parity": ("Parity", "check_session_parity"),
+    "parity": ("check_parity",),
+    "precision": (
+        *("FP16_TOLERANCE", "PRECISIONS", "Int8Request", "Int8Result", "to_fp16", "to_int8"),
+    ),
+    "providers": ("PROVIDERS",),
+    "session": ("Session", "open_session", "write_ort"),
     "to_onnx": ("ExportRequest", "OnnxFile", "export_onnx"),
 }
 

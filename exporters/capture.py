@@ -52,9 +52,15 @@ def inference_mode_of(model: nn.Module) -> Iterator[None]:
 
 
 def capture(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], *, dynamic_batch: bool = True
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    *,
+    dynamic_batch: bool = True,
+    free_sizes: tuple[int, ...] = (),
 ) -> torch.export.ExportedProgram:
     """The module's inference graph; dimension 0 of every input is one free batch dimension.
+
+    `free_sizes`: dimensions of the first input that are free as well.
 
     `example_inputs` are (N, ...) tensors on the module's device. torch treats a size of 1 as a
     constant, so a batch of 1 is repeated to 2 when a dynamic batch is asked.
@@ -70,28 +76,46 @@ def capture(
         example_inputs = tuple(_at_least_two(x) for x in example_inputs)
     with inference_mode_of(model), quiet():
         try:
-            shapes = _dynamic_shapes(model, example_inputs) if dynamic_batch else None
+            shapes = None
+            if dynamic_batch or free_sizes:
+                shapes = _dynamic_shapes(model, example_inputs, dynamic_batch, free_sizes)
             return torch.export.export(model, example_inputs, dynamic_shapes=shapes)
         except TORCH_ERRORS as error:
-            raise _refusal(error, example_inputs) from error
+            raise _refusal(error, example_inputs, free_sizes) from error
 
 
 def _at_least_two(batch: Tensor) -> Tensor:
     return batch.repeat(2, *[1] * (batch.ndim - 1)) if batch.shape[0] == 1 else batch
 
 
-def _dynamic_shapes(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> object:
+def _dynamic_shapes(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    dynamic_batch: bool,
+    free_sizes: tuple[int, ...],
+) -> object:
     # The collection matches tensors to arguments itself, so a forward(*inputs) works too.
-    batch = torch.export.Dim("batch")
+    batch = {0: torch.export.Dim("batch")} if dynamic_batch else {}
+    # Unlike a named Dim, these may be bound to be even, or large enough, by what the network does.
+    sizes = dict.fromkeys(free_sizes, torch.export.Dim.DYNAMIC)
     shapes = torch.export.ShapesCollection()
-    for tensor in example_inputs:
-        shapes[tensor] = {0: batch}
+    for position, tensor in enumerate(example_inputs):
+        free = batch | (sizes if position == 0 else {})
+        if free:
+            shapes[tensor] = free
     return shapes.dynamic_shapes(model, example_inputs)
 
 
-def _refusal(error: BaseException, example_inputs: tuple[Tensor, ...]) -> ExportError:
+def _refusal(
+    error: BaseException, example_inputs: tuple[Tensor, ...], free_sizes: tuple[int, ...]
+) -> ExportError:
     sizes = ", ".join(str(tuple(x.shape)) for x in example_inputs)
     text = str(error)
+    if free_sizes:
+        return ExportError(
+            f"the model cannot be captured with free sizes in dimensions {list(free_sizes)} "
+            f"(example inputs {sizes}): {type(error).__name__}: {one_line(text)}"
+        )
     if "Constraints violated" in text or "specializ" in text:
         return ExportError(
             f"the model fixes its batch size, so a dynamic batch cannot be exported (example "
@@ -104,13 +128,18 @@ def _refusal(error: BaseException, example_inputs: tuple[Tensor, ...]) -> Export
     )
 
 
-def export_program(model: nn.Module, example_inputs: tuple[Tensor, ...], path: Path) -> Path:
+def export_program(
+    model: nn.Module,
+    example_inputs: tuple[Tensor, ...],
+    path: Path,
+    free_sizes: tuple[int, ...] = (),
+) -> Path:
     """Save the module's inference graph with a dynamic batch as a `.pt2` file.
 
     `torch.export.load(path).module()` runs it with torch alone, without the original class.
     Raises ExportError as `capture` does.
     """
-    program = capture(model, example_inputs)
+    program = capture(model, example_inputs, free_sizes=free_sizes)
     with quiet():
         write_atomically(path, lambda file: torch.export.save(program, file))
     return path

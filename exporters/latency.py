@@ -1,36 +1,42 @@
-"""Compare the latency of two ONNX files under noise.
+"""Compare the latency of ONNX files under noise.
 
-Enters: two sessions on the same provider and one set of inputs. Leaves: a `LatencyComparison`,
-an interval and not a single figure. Refused: sessions on different providers, inputs of another
-batch than stated.
+Enters: sessions on one provider, each with its inputs. Leaves: intervals and not single figures,
+and for each limit a verdict. Refused: sessions on different providers, inputs of another batch
+than stated.
 
-The two run alternately in one process, in random order within each pair, so that what disturbs
-the machine disturbs both; the speed-up is the median of the ratios taken pair by pair, with a
-bootstrap interval (Efron 1979, percentile method). Times are those of a whole call, with the
-copies to and from a device.
+All run in turns in one process (`timing`); the speed-up is the median of the ratios taken round by
+round, with its interval (`intervals`), over the rounds that no other process broke. Times are those
+of the computation, its inputs and outputs on the provider's device; copies are measured apart. With
+limits, the sample grows until each is decided or the time is over.
 """
 
-import gc
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from exporters.errors import ExportError
+from exporters.intervals import Floats, Looks, median_interval
+from exporters.latency_limits import LatencyLimits, LimitVerdict, judge
 from exporters.session import Array, Session
+from exporters.timing import Rounds, garbage_collection_off, warm_up
 
 MAX_STEADY_CV = 0.025
 """A coefficient of variation over this is reported as a noisy measurement."""
 
-# trtexec's warm-up, for each of the two.
-_WARMUP_MS = 200.0
-_WARMUP_RUNS = 10
-_RESAMPLES = 2000
+_MANY_BROKEN = 0.1
+_COPY_RUNS = 15
+_COPY_SECONDS = 0.5
 
-Floats = npt.NDArray[np.float64]
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """What is timed: a session and its inputs, (N, ...) arrays by input name."""
+
+    name: str
+    session: Session
+    inputs: dict[str, Array]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +44,16 @@ class LatencySettings:
     """How long and how often to measure.
 
     batch: dimension 0 of the inputs, for the report; checked against them.
-    min_runs: pairs wanted; fewer (when max_seconds end first) are reported as a warning.
-    max_runs: pairs after which enough is known.
-    min_seconds, max_seconds: of measuring, after the warm-up.
-    seed: of the order within the pairs and of the bootstrap.
+    min_runs: rounds wanted; fewer (when max_seconds end first) are reported as a warning.
+    max_runs: rounds after which enough is known.
+    min_seconds, max_seconds: of measuring, after the warm-up. Without limits, the first that has
+    min_runs ends it; with limits, the first look is at min_seconds.
+    seed: of the order within the rounds and of the bootstrap.
     """
 
     batch: int = 1
     min_runs: int = 50
-    max_runs: int = 2000
+    max_runs: int = 20_000
     min_seconds: float = 3.0
     max_seconds: float = 10.0
     seed: int = 0
@@ -57,161 +64,177 @@ class LatencySettings:
                 f"latency runs: 2 <= min_runs <= max_runs is needed, got {self.min_runs} and "
                 f"{self.max_runs}"
             )
-        if not 0 <= self.min_seconds <= self.max_seconds:
+        if not 0 < self.min_seconds <= self.max_seconds:
             raise ExportError(
-                f"latency seconds: 0 <= min_seconds <= max_seconds is needed, got "
+                f"latency seconds: 0 < min_seconds <= max_seconds is needed, got "
                 f"{self.min_seconds} and {self.max_seconds}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatencyStats:
-    """Percentiles in milliseconds, the number of samples and their std / mean (`cv`)."""
+    """Percentiles in milliseconds, the number of samples and their std / mean (`cv`).
+
+    p50_ci95_ms: interval of the median. copies_ms: what copying inputs and outputs to and from the
+    device adds to a call.
+    """
 
     p50_ms: float
     p90_ms: float
     p99_ms: float
     n: int
     cv: float
+    p50_ci95_ms: tuple[float, float]
+    copies_ms: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class LatencyComparison:
-    """speedup = before / after, so over 1 is faster; `speedup_ci95` is its 95 % interval.
+class LatencyMeasurement:
+    """Several files, timed in turns. `stats` and the columns of `samples_ms` follow their order.
 
-    warnings: what makes the figures less certain, one line each. The samples are in the order of
-    the pairs.
+    undisturbed: (n,) the rounds in which the system let all run without a break. Ratios and
+    verdicts come from these; `stats` are of all rounds.
+    warnings: what makes the figures less certain, one line each.
     """
 
     provider: str
     batch: int
+    seconds: float
+    stats: tuple[LatencyStats, ...]
+    verdicts: tuple[LimitVerdict, ...]
+    warnings: tuple[str, ...]
+    samples_ms: Floats
+    undisturbed: npt.NDArray[np.bool_]
+
+    @property
+    def undisturbed_share(self) -> float:
+        """Of the rounds."""
+        return float(self.undisturbed.mean())
+
+    def speedups(self, index: int) -> Floats:
+        """How many times as long the first file took as this one, in each undisturbed round."""
+        samples = self.samples_ms[self.undisturbed]
+        ratios: Floats = samples[:, 0] / samples[:, index]
+        return ratios
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyComparison:
+    """speedup = before / after, so over 1 is faster; `speedup_ci95` is its 95 % interval."""
+
+    measured: LatencyMeasurement
     before: LatencyStats
     after: LatencyStats
     speedup_median: float
     speedup_ci95: tuple[float, float]
-    warnings: tuple[str, ...]
-    samples_before_ms: tuple[float, ...]
-    samples_after_ms: tuple[float, ...]
 
     def to_dict(self) -> dict[str, object]:
         """The `latency` part of report.json, without the samples."""
         return {
-            "provider": self.provider,
-            "batch": self.batch,
+            "provider": self.measured.provider,
+            "batch": self.measured.batch,
             "before": asdict(self.before),
             "after": asdict(self.after),
             "speedup": {"median": self.speedup_median, "ci95": list(self.speedup_ci95)},
-            "warnings": list(self.warnings),
+            "undisturbed_share": self.measured.undisturbed_share,
+            "warnings": list(self.measured.warnings),
         }
 
 
 def compare_latency(
-    before: Session,
-    after: Session,
-    inputs: dict[str, Array],
+    before: Timed,
+    after: Timed,
     settings: LatencySettings | None = None,
+    limits: LatencyLimits | None = None,
 ) -> LatencyComparison:
-    """Time both sessions on `inputs` ((N, ...) arrays by input name). Raises ExportError."""
+    """Time both in turns; `limits` are of `after`. Raises ExportError."""
     settings = settings or LatencySettings()
-    _require_comparable(before, after, inputs, settings)
-    rng = np.random.default_rng(settings.seed)
-    with _garbage_collection_off():
-        _warm_up(before, inputs)
-        _warm_up(after, inputs)
-        pairs = _time_pairs(before, after, inputs, settings, rng)
-    stats_before, stats_after = _stats(pairs[:, 0]), _stats(pairs[:, 1])
-    ratios = pairs[:, 0] / pairs[:, 1]
+    measured = measure_latency((before, after), settings, limits)
+    ratios = measured.speedups(1)
     return LatencyComparison(
-        provider=before.provider,
-        batch=settings.batch,
-        before=stats_before,
-        after=stats_after,
+        measured=measured,
+        before=measured.stats[0],
+        after=measured.stats[1],
         speedup_median=float(np.median(ratios)),
-        speedup_ci95=bootstrap_median_ci95(ratios, rng),
-        warnings=tuple(_warnings(stats_before, stats_after, settings)),
-        samples_before_ms=tuple(pairs[:, 0].tolist()),
-        samples_after_ms=tuple(pairs[:, 1].tolist()),
+        speedup_ci95=median_interval(ratios, np.random.default_rng(settings.seed)),
     )
 
 
-def bootstrap_median_ci95(values: Floats, rng: np.random.Generator) -> tuple[float, float]:
-    """The 95 % interval of the median of `values` (n,), in the order they were measured.
-
-    From 2000 resamples of runs of neighbours (moving-block bootstrap, Kunsch 1989): what disturbs
-    a machine lasts for many pairs, so neighbours are no independent evidence.
-    """
-    block = max(round(len(values) ** 0.5), 1)
-    starts = rng.integers(0, len(values) - block + 1, size=(_RESAMPLES, -(-len(values) // block)))
-    picks = (starts[..., None] + np.arange(block)).reshape(_RESAMPLES, -1)[:, : len(values)]
-    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _require_comparable(
-    before: Session, after: Session, inputs: dict[str, Array], settings: LatencySettings
-) -> None:
-    if before.provider != after.provider:
-        raise ExportError(
-            f"latencies on different providers do not compare: {before.provider} and "
-            f"{after.provider}"
-        )
-    for name, value in inputs.items():
-        if value.ndim == 0 or len(value) != settings.batch:
-            raise ExportError(
-                f"input {name!r} is {value.shape}, the stated batch is {settings.batch}"
-            )
-
-
-@contextmanager
-def _garbage_collection_off() -> Iterator[None]:
-    """A collection in the middle of a run would count as its time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def measure_latency(
+    timed: Sequence[Timed], settings: LatencySettings, limits: LatencyLimits | None = None
+) -> LatencyMeasurement:
+    """Time all in turns. `limits` are of the last one, against the first. Raises ExportError."""
+    _require_comparable(timed, settings)
+    rng = np.random.default_rng(settings.seed)
+    runs = [t.session.bind(t.inputs) for t in timed]
+    with garbage_collection_off():
+        steady = [warm_up(run) for run in runs]
+        copies = [_copies_ms(t) for t in timed]
+        rounds = Rounds(runs, rng)
+        verdicts = _grow(rounds, settings, limits, rng)
+    samples, undisturbed = rounds.samples(), rounds.undisturbed()
+    stats = tuple(_stats(samples[:, i], copy_ms, rng) for i, copy_ms in enumerate(copies))
+    names = [t.name for t in timed]
+    unsteady = [name for name, settled in zip(names, steady, strict=True) if not settled]
+    return LatencyMeasurement(
+        provider=timed[0].session.provider,
+        batch=settings.batch,
+        seconds=rounds.spent_s,
+        stats=stats,
+        verdicts=verdicts,
+        warnings=(*_broken(undisturbed), *_warnings(names, stats, unsteady, settings)),
+        samples_ms=samples,
+        undisturbed=undisturbed,
+    )
 
 
-def _run_ms(session: Session, inputs: dict[str, Array]) -> float:
-    start = time.perf_counter_ns()
-    session.run(inputs)
-    return (time.perf_counter_ns() - start) / 1e6
-
-
-def _warm_up(session: Session, inputs: dict[str, Array]) -> None:
-    spent_ms, runs = 0.0, 0
-    while spent_ms < _WARMUP_MS or runs < _WARMUP_RUNS:
-        spent_ms += _run_ms(session, inputs)
-        runs += 1
-
-
-def _time_pairs(
-    before: Session,
-    after: Session,
-    inputs: dict[str, Array],
+def _grow(
+    rounds: Rounds,
     settings: LatencySettings,
+    limits: LatencyLimits | None,
     rng: np.random.Generator,
-) -> Floats:
-    """(n, 2) milliseconds, before and after; at least two pairs whatever they take."""
-    pairs: list[tuple[float, float]] = []
-    start = time.perf_counter()
-    while len(pairs) < settings.max_runs:
-        spent = time.perf_counter() - start
-        enough = len(pairs) >= settings.min_runs and spent >= settings.min_seconds
-        if enough or (len(pairs) >= 2 and spent >= settings.max_seconds):
+) -> tuple[LimitVerdict, ...]:
+    """Measure until enough is known."""
+    if limits is None:
+        rounds.add(settings.min_seconds, settings.max_runs)
+        if len(rounds) < settings.min_runs and rounds.spent_s < settings.max_seconds:
+            rounds.add(settings.max_seconds, settings.min_runs)
+        return ()
+    looks = Looks.plan(settings.min_seconds, settings.max_seconds)
+    verdicts: tuple[LimitVerdict, ...] = ()
+    for until_s in looks.seconds:
+        rounds.add(until_s, settings.max_runs)
+        verdicts = judge(rounds.samples()[rounds.undisturbed()], limits, looks.level, rng)
+        decided = all(verdict.decided for verdict in verdicts)
+        if (decided and len(rounds) >= settings.min_runs) or len(rounds) >= settings.max_runs:
             break
-        if rng.random() < 0.5:
-            first = _run_ms(before, inputs)
-            pairs.append((first, _run_ms(after, inputs)))
-        else:
-            second = _run_ms(after, inputs)
-            pairs.append((_run_ms(before, inputs), second))
-    return np.array(pairs, dtype=np.float64)
+    return verdicts
 
 
-def _stats(samples_ms: Floats) -> LatencyStats:
+def _require_comparable(timed: Sequence[Timed], settings: LatencySettings) -> None:
+    providers = sorted({t.session.provider for t in timed})
+    if len(providers) > 1:
+        raise ExportError(
+            f"latencies on different providers do not compare: {' and '.join(providers)}"
+        )
+    for t in timed:
+        for name, value in t.inputs.items():
+            if value.ndim == 0 or len(value) != settings.batch:
+                raise ExportError(
+                    f"input {name!r} is {value.shape}, the stated batch is {settings.batch}"
+                )
+
+
+def _copies_ms(timed: Timed) -> float:
+    """What a whole call, from arrays to arrays, takes longer than the computation alone."""
+    calls = (lambda: timed.session.run(timed.inputs), timed.session.bind(timed.inputs))
+    rounds = Rounds(calls, np.random.default_rng(0))
+    rounds.add(_COPY_SECONDS, _COPY_RUNS)
+    whole, alone = np.median(rounds.samples(), axis=0)
+    return max(float(whole - alone), 0.0)
+
+
+def _stats(samples_ms: Floats, copies_ms: float, rng: np.random.Generator) -> LatencyStats:
     p50, p90, p99 = np.percentile(samples_ms, [50, 90, 99])
     return LatencyStats(
         p50_ms=float(p50),
@@ -219,20 +242,36 @@ def _stats(samples_ms: Floats) -> LatencyStats:
         p99_ms=float(p99),
         n=len(samples_ms),
         cv=float(samples_ms.std() / samples_ms.mean()),
+        p50_ci95_ms=median_interval(samples_ms, rng),
+        copies_ms=copies_ms,
     )
 
 
-def _warnings(
-    before: LatencyStats, after: LatencyStats, settings: LatencySettings
-) -> Iterator[str]:
-    if before.n < settings.min_runs:
+def _broken(undisturbed: npt.NDArray[np.bool_]) -> Iterator[str]:
+    share = 1 - float(undisturbed.mean())
+    if share > _MANY_BROKEN:
         yield (
-            f"only {before.n} of {settings.min_runs} pairs fit into {settings.max_seconds:g} s: "
+            f"other processes broke {100 * share:.0f} % of {len(undisturbed)} rounds; these count "
+            f"for p50, p90 and p99, not for comparisons and limits"
+        )
+
+
+def _warnings(
+    names: Sequence[str],
+    stats: Sequence[LatencyStats],
+    unsteady: Sequence[str],
+    settings: LatencySettings,
+) -> Iterator[str]:
+    if stats[0].n < settings.min_runs:
+        yield (
+            f"only {stats[0].n} of {settings.min_runs} rounds fit into {settings.max_seconds:g} s: "
             f"the interval is wider than it could be"
         )
-    for name, stats in (("before", before), ("after", after)):
-        if stats.cv > MAX_STEADY_CV:
+    for name in unsteady:
+        yield f"{name}: still getting faster after the warm-up"
+    for name, found in zip(names, stats, strict=True):
+        if found.cv > MAX_STEADY_CV:
             yield (
-                f"{name}: coefficient of variation {100 * stats.cv:.1f} % is over "
+                f"{name}: coefficient of variation {100 * found.cv:.1f} % is over "
                 f"{100 * MAX_STEADY_CV:.1f} %: the machine was not quiet"
             )

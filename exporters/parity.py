@@ -4,37 +4,18 @@ Enters: the network, a session and batches. Leaves: a `Parity`. Refused: a netwo
 mode, outputs of another number or shape, no batches.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from exporters.errors import ExportError
+from exporters.file_parity import Parity, relative_difference, require_same_shapes
 from exporters.session import Array, Session
 
-
-@dataclass(frozen=True, kw_only=True)
-class Parity:
-    """How far two computations of one network are apart.
-
-    max_abs_diff: the largest, over batches and outputs, of max |difference| / max |reference|,
-    so relative to the output's scale; infinite when an output is NaN or infinite on either side.
-    output_scale: the largest max |reference|. Zero means that nothing was proven.
-    batches: how many were compared.
-    """
-
-    max_abs_diff: float
-    tolerance: float
-    output_scale: float
-    batches: int
-
-    @property
-    def ok(self) -> bool:
-        """Whether the difference is within the tolerance, on outputs that are not all zero."""
-        return self.max_abs_diff <= self.tolerance and self.output_scale > 0
+HALF_ROUNDING = 2.0**-11
+"""The most that rounding to half precision moves a value, of the value."""
 
 
 def check_parity(
@@ -46,18 +27,23 @@ def check_parity(
     """Run both on each (N, C, H, W) batch and compare all outputs in float64.
 
     `reference` gives a tensor or a tuple, list or dict of tensors; a module is fed on its own
-    device. Raises ExportError when the two cannot be compared.
+    device, with values rounded to the type that the file takes. Outputs in half precision are
+    allowed its rounding on top of `tolerance`. Raises ExportError when the two cannot be compared.
     """
     if isinstance(reference, nn.Module) and reference.training:
         raise ExportError("the reference network is in training mode: call its eval() first")
+    if session.gives_half:
+        tolerance += HALF_ROUNDING
     worst, scale, count = 0.0, 0.0, 0
-    for batch in batches:
+    for given in batches:
+        taken = session.as_taken(given.detach().cpu().numpy())
+        batch = given if taken.dtype == np.float32 else torch.from_numpy(taken).to(given.dtype)
         with torch.inference_mode():
             expected = [_to_numpy(t) for t in _tensors(reference(_beside(reference, batch)))]
-        actual = session.run_batch(batch.detach().cpu().numpy())
-        _require_same_shapes(expected, actual, session)
+        actual = session.run_batch(taken)
+        require_same_shapes(expected, actual, session)
         for ours, theirs in zip(expected, actual, strict=True):
-            difference, output_scale = _relative_difference(ours, theirs)
+            difference, output_scale = relative_difference(ours, theirs)
             worst, scale = max(worst, difference), max(scale, output_scale)
         count += 1
     if count == 0:
@@ -86,25 +72,3 @@ def _tensors(output: object) -> Iterator[Tensor]:
 
 def _to_numpy(tensor: Tensor) -> Array:
     return tensor.detach().to("cpu", torch.float64).numpy()
-
-
-def _require_same_shapes(expected: list[Array], actual: list[Array], session: Session) -> None:
-    ours, theirs = [x.shape for x in expected], [x.shape for x in actual]
-    if ours != theirs:
-        raise ExportError(
-            f"the reference network gives {ours}, the ONNX file {theirs} "
-            f"({', '.join(session.output_names)}): they are not the same network"
-        )
-
-
-def _relative_difference(expected: Array, actual: Array) -> tuple[float, float]:
-    if expected.size == 0:
-        return 0.0, 0.0
-    found = actual.astype(np.float64)
-    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
-        return math.inf, 0.0
-    scale = float(np.abs(expected).max())
-    difference = float(np.abs(expected.astype(np.float64) - found).max())
-    if difference == 0:
-        return 0.0, scale
-    return (difference / scale if scale > 0 else math.inf), scale

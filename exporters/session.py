@@ -6,38 +6,21 @@ onnxruntime's own record. Refused: a provider that is missing or did not take th
 the CPU in its place), an unreadable file, inputs that do not fit.
 """
 
-import contextlib
-import ctypes
-import io
 import os
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from exporters.errors import ExportError, ProviderError, one_line
+from exporters.providers import ORT_NAMES, device_of, missing, prepare, provider_list
 
 Array = npt.NDArray[np.generic]
-
-_PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-}
-PROVIDERS = tuple(_PROVIDERS)
-
-_INSTALL = {
-    "cpu": 'pip install "onnxruntime>=1.31"',
-    "cuda": 'pip install "onnxruntime-gpu[cuda,cudnn]>=1.31"',
-    "tensorrt": 'pip install "onnxruntime-gpu[cuda,cudnn]>=1.31" tensorrt',
-    "openvino": "pip install onnxruntime-openvino",
-}
 
 # The work a provider is chosen for. What else it leaves to another one (shape arithmetic, mostly)
 # is no failure; it is listed in Session.nodes_elsewhere.
@@ -47,14 +30,14 @@ _COMPUTE_OPS = frozenset(
 )
 
 # onnxruntime's errors have no common base but Exception.
-_ORT_ERRORS: tuple[type[Exception], ...] = (
+ORT_ERRORS: tuple[type[Exception], ...] = (
     *(ort_state.EPFail, ort_state.EngineError, ort_state.Fail, ort_state.InvalidArgument),
     *(ort_state.InvalidGraph, ort_state.InvalidProtobuf, ort_state.NoModel),
     *(ort_state.NoSuchFile, ort_state.NotImplemented, ort_state.RuntimeException),
     *(RuntimeError, ValueError, TypeError),
 )
 
-_DTYPES: dict[str, npt.DTypeLike] = {
+DTYPES: dict[str, npt.DTypeLike] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
@@ -66,6 +49,40 @@ _DTYPES: dict[str, npt.DTypeLike] = {
 }
 
 
+class BoundRun:
+    """One run of a graph, again and again, on inputs that stay on the provider's device.
+
+    Outputs stay there too, so that calling it takes the time of the computation alone.
+    """
+
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: dict[str, Array],
+        device: str,
+        source: str,
+    ) -> None:
+        self._session = session
+        self._source = source
+        try:
+            self._binding = session.io_binding()
+            for name, value in inputs.items():
+                bound = onnxruntime.OrtValue.ortvalue_from_numpy(value, device, 0)
+                self._binding.bind_ortvalue_input(name, bound)
+            for output in session.get_outputs():
+                self._binding.bind_output(output.name, device)
+        except ORT_ERRORS as error:
+            raise ExportError(f"{source}: inputs do not fit: {one_line(error)}") from error
+
+    def __call__(self) -> None:
+        """Run once and wait until the device has finished. Raises ExportError."""
+        try:
+            self._session.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+        except ORT_ERRORS as error:
+            raise ExportError(f"{self._source} did not run: {one_line(error)}") from error
+
+
 class Session:
     """A loaded ONNX graph on one execution provider; made by `open_session`."""
 
@@ -73,13 +90,15 @@ class Session:
         self._session = session
         self._source = source
         self.provider = provider
+        self.metadata: dict[str, str] = dict(session.get_modelmeta().custom_metadata_map)
         inputs = session.get_inputs()
         self.input_names: tuple[str, ...] = tuple(i.name for i in inputs)
         self.input_shapes: dict[str, tuple[int | str | None, ...]] = {
             i.name: tuple(i.shape) for i in inputs
         }
-        self._input_types: dict[str, str] = {i.name: i.type for i in inputs}
+        self.input_types: dict[str, str] = {i.name: i.type for i in inputs}
         self.output_names: tuple[str, ...] = tuple(o.name for o in session.get_outputs())
+        self.gives_half = any(o.type == "tensor(float16)" for o in session.get_outputs())
         self.nodes_elsewhere = self._check_placement()
 
     @property
@@ -94,8 +113,17 @@ class Session:
         """
         try:
             return list(self._session.run(None, inputs))
-        except _ORT_ERRORS as error:
+        except ORT_ERRORS as error:
             raise ExportError(f"{self._source} did not run: {one_line(error)}") from error
+
+    def bind(self, inputs: dict[str, Array]) -> "BoundRun":
+        """The inputs where the provider keeps its tensors, to be run on again and again."""
+        return BoundRun(self._session, inputs, device_of(self.provider), self._source)
+
+    def as_taken(self, batch: Array) -> Array:
+        """The values of `batch` as a graph of one input takes them: rounded to its type."""
+        name, _ = self._only_input()
+        return self.as_input(name, batch)
 
     def run_batch(self, batch: Array) -> list[Array]:
         """Run a graph of one input on (N, ...) of any N; each output is (N, ...).
@@ -105,7 +133,7 @@ class Session:
         converted to the input's own floating-point type. Raises ExportError.
         """
         name, shape = self._only_input()
-        batch = batch.astype(self._float_type(name, batch), copy=False)
+        batch = self.as_input(name, batch)
         size = shape[0] if isinstance(shape[0], int) else max(len(batch), 1)
         parts = [batch[i : i + size] for i in range(0, len(batch), size)]
         if not parts:
@@ -135,14 +163,15 @@ class Session:
             raise ExportError(f"{self._source}: input {name!r} is a scalar, it has no batch")
         return name, self.input_shapes[name]
 
-    def _float_type(self, name: str, batch: Array) -> npt.DTypeLike:
-        dtype = np.dtype(_DTYPES.get(self._input_types[name], batch.dtype))
-        both_float = np.issubdtype(dtype, np.floating) and np.issubdtype(batch.dtype, np.floating)
-        return dtype if both_float else batch.dtype
+    def as_input(self, name: str, values: Array) -> Array:
+        """Floating-point values in the input's own floating-point type; others as they are."""
+        dtype = np.dtype(DTYPES.get(self.input_types[name], values.dtype))
+        both_float = np.issubdtype(dtype, np.floating) and np.issubdtype(values.dtype, np.floating)
+        return values.astype(dtype, copy=False) if both_float else values
 
     def _check_placement(self) -> dict[str, int]:
         """Op type -> nodes left to another provider; ProviderError for the ones that matter."""
-        wanted = _PROVIDERS[self.provider]
+        wanted = ORT_NAMES[self.provider]
         elsewhere: Counter[str] = Counter()
         left: list[str] = []
         for subgraph in self._session.get_provider_graph_assignment_info():
@@ -156,12 +185,12 @@ class Session:
             raise ProviderError(
                 f"provider {self.provider!r} did not run {len(left)} compute nodes of "
                 f"{self._source}: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}; "
-                f"{_missing(self.provider)}"
+                f"{missing(self.provider)}"
             )
         if wanted not in self._session.get_providers():
             raise ProviderError(
                 f"provider {self.provider!r} did not load for {self._source}: "
-                f"{_missing(self.provider)}"
+                f"{missing(self.provider)}"
             )
         return dict(sorted(elsewhere.items()))
 
@@ -171,43 +200,59 @@ def open_session(
     provider: str = "cpu",
     threads: int | None = None,
     *,
+    cores: Sequence[int] = (),
     tf32: bool = False,
 ) -> Session:
     """Load an ONNX graph on `provider`, one of "cpu", "cuda", "tensorrt", "openvino".
 
     threads: of one op on the CPU; None leaves the choice to onnxruntime.
+    cores: where these threads stay, one each, the first for the calling thread; empty pins none.
     tf32: let CUDA round fp32 products to TF32. onnxruntime's own default, but its error of about
     1e-3 hides what a parity check looks for, so here it must be asked for.
     Raises ProviderError when the provider does not run the compute nodes, with what is missing and
     how to install it, and ExportError for a file that cannot be loaded.
     """
-    if provider not in _PROVIDERS:
-        raise ExportError(f"unknown provider {provider!r}: choose one of {', '.join(PROVIDERS)}")
-    source = "the model" if isinstance(path_or_bytes, bytes) else str(path_or_bytes)
-    model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
-    if _PROVIDERS[provider] not in onnxruntime.get_available_providers():
-        raise ProviderError(f"provider {provider!r} did not load: {_missing(provider)}")
     # Its failures come back as exceptions; the same lines on stderr would only be noise.
     onnxruntime.set_default_logger_severity(4)
-    if provider in ("cuda", "tensorrt"):
-        _preload_libraries()
+    prepare(provider)
+    source = "the model" if isinstance(path_or_bytes, bytes) else str(path_or_bytes)
+    model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             session = onnxruntime.InferenceSession(
                 model,
-                _options(threads),
-                providers=_provider_list(provider, tf32),
+                _options(threads, cores),
+                providers=provider_list(provider, tf32, threads),
                 enable_fallback=0,
             )
-    except _ORT_ERRORS as error:
+    except ORT_ERRORS as error:
         if provider != "cpu" and not isinstance(error, _FILE_ERRORS):
             raise ProviderError(
-                f"provider {provider!r} did not load {source}: {_missing(provider)} "
+                f"provider {provider!r} did not load {source}: {missing(provider)} "
                 f"({one_line(error)})"
             ) from error
         raise ExportError(f"{source}: cannot be loaded ({one_line(error)})") from error
     return Session(session, provider, source)
+
+
+def write_ort(source: Path, target: Path) -> None:
+    """The same graph in onnxruntime's own format, which its builds for mobile read.
+
+    Optimised but for layouts of this machine's processor. Raises ExportError.
+    """
+    options = _options(1, ())
+    options.optimized_model_filepath = os.fspath(target)
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    try:
+        onnxruntime.InferenceSession(
+            os.fspath(source),
+            options,
+            providers=[ORT_NAMES["cpu"]],
+            disabled_optimizers=["NchwcTransformer"],
+        )
+    except ORT_ERRORS as error:
+        raise ExportError(f"{source}: cannot be written as .ort ({one_line(error)})") from error
 
 
 _FILE_ERRORS = (
@@ -216,58 +261,21 @@ _FILE_ERRORS = (
 )
 
 
-def _options(threads: int | None) -> onnxruntime.SessionOptions:
+def _options(threads: int | None, cores: Sequence[int]) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     if threads is not None:
         if threads < 1:
             raise ExportError(f"threads must be at least 1, got {threads}")
         options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    if len(cores) > 1:
+        # One for each thread but the calling one, counted from 1.
+        pinned = ";".join(str(core + 1) for core in cores[1:])
+        options.add_session_config_entry("session.intra_op_thread_affinities", pinned)
+    # Idle threads would go on spinning after a run, and take the cores from another session.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # The proof of who ran what. "session.disable_cpu_ep_fallback" would refuse graphs whose shape
     # arithmetic onnxruntime keeps on the CPU by design, so the placement is judged node by node.
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     return options
-
-
-def _provider_list(provider: str, tf32: bool) -> list[str | tuple[str, dict[str, str]]]:
-    cuda = (_PROVIDERS["cuda"], {"use_tf32": "1" if tf32 else "0"})
-    if provider == "cuda":
-        return [cuda]
-    if provider == "tensorrt":
-        return [_PROVIDERS["tensorrt"], cuda]
-    return [_PROVIDERS[provider]]
-
-
-def _preload_libraries() -> None:
-    """Load the CUDA libraries of the Python environment; importing torch has loaded its own."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        onnxruntime.preload_dlls()
-
-
-def _missing(provider: str) -> str:
-    """Why the provider cannot run here, with the command that installs it."""
-    install = f"install it with: {_INSTALL[provider]}"
-    if _PROVIDERS[provider] not in onnxruntime.get_available_providers():
-        return f"this build of onnxruntime does not contain it; {install}"
-    if provider not in ("cuda", "tensorrt"):
-        return install
-    reasons = []
-    if not torch.cuda.is_available():
-        reasons.append("no CUDA device is available")
-        install = f"run on a machine with an NVIDIA GPU and its driver, and {install}"
-    library = _library_error(provider)
-    if library:
-        reasons.append(f"a library is missing ({library})")
-    return f"{' and '.join(reasons) or 'it does not support these nodes'}; {install}"
-
-
-def _library_error(provider: str) -> str | None:
-    """What the system's loader says of the provider's library, which onnxruntime only logs."""
-    folder = Path(onnxruntime.__file__).parent / "capi"
-    for name in ("shared", provider):
-        for library in folder.glob(f"*onnxruntime_providers_{name}.*"):
-            try:
-                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
-            except OSError as error:
-                return one_line(str(error).replace(f"{library}: ", ""), 160)
-    return None

@@ -17,6 +17,7 @@ from exporters.capture import TORCH_ERRORS, capture, export_program, quiet
 from exporters.cleanup import clean
 from exporters.errors import ExportError, one_line
 from exporters.files import write_atomically
+from exporters.ports import cast_ports, name_sizes
 
 __all__ = ["MIN_OPSET", "ExportRequest", "OnnxFile", "export_onnx", "export_program"]
 
@@ -36,6 +37,9 @@ class ExportRequest:
     output_names: None gives "output", "output_1", "output_2", ...
     opset: None gives the default of torch's exporter; the smallest possible is 18.
     dynamic_batch: dimension 0 of every input is free and called `batch_name`.
+    free_sizes: further free dimensions of the first input, and what they are called.
+    input_dtypes, output_dtypes: "float16", "float32" or "float64" where an input or output is to be
+        of that type whatever the network computes in; None as the network has it.
     doc_string: stored in the file as the model's description.
     metadata: strings stored in the file's metadata_props.
     """
@@ -47,6 +51,9 @@ class ExportRequest:
     opset: int | None = None
     dynamic_batch: bool = True
     batch_name: str = "batch"
+    free_sizes: dict[int, str] = field(default_factory=dict)
+    input_dtypes: tuple[str | None, ...] = ()
+    output_dtypes: tuple[str | None, ...] = ()
     doc_string: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
 
@@ -86,10 +93,16 @@ def export_onnx(model: nn.Module, request: ExportRequest) -> OnnxFile:
         )
     # torch.onnx.export(module) retries with a static batch when the dynamic one fails, without a
     # word. Capturing first and exporting the captured program leaves it no such road.
-    program = capture(model, request.example_inputs, dynamic_batch=request.dynamic_batch)
+    program = capture(
+        model,
+        request.example_inputs,
+        dynamic_batch=request.dynamic_batch,
+        free_sizes=tuple(request.free_sizes),
+    )
     proto = clean(_translate(program, request))
-    if request.dynamic_batch:
-        _name_batch(proto, request.batch_name)
+    batch = {0: request.batch_name} if request.dynamic_batch else {}
+    name_sizes(proto, batch | request.free_sizes, num_inputs=1)
+    cast_ports(proto, request.input_dtypes, request.output_dtypes)
     proto.doc_string = request.doc_string or proto.doc_string
     onnx.helper.set_model_props(proto, request.metadata)
     onnx.checker.check_model(proto)
@@ -151,20 +164,3 @@ def _require_names(kind: str, asked: tuple[str, ...] | None, found: list[str]) -
 
 def _opset(proto: onnx.ModelProto) -> int:
     return next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx"))
-
-
-def _name_batch(proto: onnx.ModelProto, name: str) -> None:
-    """Call the symbol of dimension 0 `name` everywhere; torch numbers its symbols (s6, s31)."""
-    symbols = set()
-    for value in proto.graph.input:
-        first = value.type.tensor_type.shape.dim[0]
-        if not first.HasField("dim_param"):
-            raise ExportError(
-                f"input {value.name!r} came out with a fixed batch of {first.dim_value}: the "
-                f"model fixes its batch size, ask for a fixed batch"
-            )
-        symbols.add(first.dim_param)
-    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in symbols:
-                dim.dim_param = name

@@ -21,6 +21,7 @@ from gbn.groups import ChannelGroups, Group
 from gbn.plan import PlanSettings, choose, plan, smallest
 from gbn.proof import Proof, gate_to_zero, prove
 from gbn.prune_plan import PrunePlan
+from gbn.refit import Refit, RefitSettings, refit
 from gbn.rules import register_rule
 from gbn.scores import Scores, magnitude_scores
 from gbn.surgery import apply_plan, prune
@@ -37,6 +38,8 @@ __all__ = [
     "Proof",
     "ProofFailed",
     "PrunePlan",
+    "Refit",
+    "RefitSettings",
     "RuleError",
     "Scores",
     "ScoresNotFinite",
@@ -49,6 +52,7 @@ __all__ = [
     "plan",
     "prove",
     "prune",
+    "refit",
     "register_rule",
     "smallest",
     "trace",

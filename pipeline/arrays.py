@@ -28,8 +28,9 @@ READ_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib
 def load_arrays(request: DataRequest) -> StoredData:
     """The data in the file `request.source`; UsageError for everything that is wrong with it."""
     path = Path(request.source)
-    arrays, val_name = _read(path)
-    train, val = (_split(arrays, name, request) for name in ("train", val_name))
+    arrays, val_name = _read(path, request.val_only)
+    val = _split(arrays, val_name, request)
+    train = val if request.val_only else _split(arrays, "train", request)
     is_uint8 = train.images.dtype == torch.uint8
     if train.images.dtype != val.images.dtype:
         raise UsageError(
@@ -79,8 +80,8 @@ def _split(arrays: dict[str, Array], name: str, request: DataRequest) -> TensorS
     return TensorSplit(images=images, labels=labels, height_width=height_width, shifted=True)
 
 
-def _read(path: Path) -> tuple[dict[str, Array], str]:
-    """The four arrays, and the name of the validation split."""
+def _read(path: Path, val_only: bool) -> tuple[dict[str, Array], str]:
+    """The arrays of both splits, or of one, and the name of the validation split."""
     if not path.is_file():
         raise UsageError(f"--data {path}: no such file")
     try:
@@ -90,7 +91,8 @@ def _read(path: Path) -> tuple[dict[str, Array], str]:
         with file:
             there = set(file.files)
             val_name = next((name for name in VAL_NAMES if f"x_{name}" in there), VAL_NAMES[-1])
-            wanted = ["x_train", "y_train", f"x_{val_name}", f"y_{val_name}"]
+            names = (val_name,) if val_only else ("train", val_name)
+            wanted = [f"{kind}_{name}" for name in names for kind in "xy"]
             missing = [name for name in wanted if name not in there]
             if missing:
                 raise UsageError(

@@ -5,7 +5,7 @@ folder only. Refused: unreadable input, a model at chance level, a target that n
 provider that does not run the model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,16 @@ import gbn
 from exporters.session import Session
 from pipeline import verify
 from pipeline.compress import Goal
-from pipeline.config import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, RunConfig
+from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data, DataRequest, load_data
 from pipeline.errors import UsageError
+from pipeline.exporting import counted_shapes, export_baseline, exported_opset
+from pipeline.folded_norms import can_insert, insert_norms
 from pipeline.importers import LoadedModel, load_model
 from pipeline.importers.source import model_source
+
+_NORM_BATCHES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,39 +43,6 @@ class Baseline:
     device: torch.device
 
 
-def export_request(
-    config: RunConfig, loaded: LoadedModel, path: Path, metadata: dict[str, str]
-) -> exporters.ExportRequest:
-    """How both files are exported, so that they differ in nothing but the cut."""
-    interface = loaded.interface
-    opset = config.deploy.opset or exported_opset(loaded)
-    if interface is None:
-        return exporters.ExportRequest(
-            example_inputs=(torch.zeros(2, *loaded.input_size),),
-            path=path,
-            opset=opset,
-            metadata=metadata,
-        )
-    return exporters.ExportRequest(
-        example_inputs=(torch.zeros(interface.fixed_batch or 2, *loaded.input_size),),
-        path=path,
-        input_names=tuple(port.name for port in interface.inputs),
-        output_names=tuple(port.name for port in interface.outputs),
-        opset=opset,
-        dynamic_batch=interface.fixed_batch is None,
-        batch_name=interface.batch_name or "batch",
-        doc_string=interface.doc_string,
-        metadata=interface.metadata | metadata,
-    )
-
-
-def exported_opset(loaded: LoadedModel) -> int:
-    """That of a model given as ONNX, or the nearest that can be written; else the default."""
-    if loaded.interface is None:
-        return DEFAULT_OPSET
-    return min(max(loaded.interface.opset, MIN_OPSET), MAX_OPSET)
-
-
 def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> Baseline:
     """Load, export, measure and trace the model; files go into `scratch`."""
     console.stage("import")
@@ -83,27 +54,19 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     if loaded.interface is not None and config.deploy.opset is None:
         own, written = loaded.interface.opset, exported_opset(loaded)
         if own != written:
-            console.warn(
-                f"the file is of opset {own}, which cannot be written: exported as {written}"
-            )
+            note = f"the file is of opset {own}, which cannot be written: exported as {written}"
+            console.warn(note)
+            loaded = replace(loaded, warnings=(*loaded.warnings, note))
     _require_finite(loaded)
     _all_learn(loaded, console)
     console.say(f"input size: {','.join(str(n) for n in loaded.input_size)}")
     console.stage("baseline")
     path = scratch / "baseline.onnx"
-    exporters.export_onnx(loaded.module, export_request(config, loaded, path, {}))
-    cost = exporters.count_macs(path)
+    loaded = export_baseline(config, loaded, path, console)
+    cost = exporters.count_macs(path, counted_shapes(loaded))
     session = exporters.open_session(path, config.deploy.provider)
-    example = torch.randn(
-        1, *loaded.input_size, generator=torch.Generator().manual_seed(config.recovery.seed)
-    )
-    constraints = config.constraints
-    groups = gbn.trace(
-        loaded.module,
-        example,
-        freeze=constraints.freeze,
-        prune_norms=constraints.prune_norms,
-    )
+    _require_samples(session, loaded, config.model.path)
+    groups = _traced(config, loaded)
     _say_frozen(groups, console)
     # What costs more comes after what may still be refused at once.
     data = _load_data(config, loaded, console)
@@ -112,6 +75,9 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
         found = verify.accuracy(session, data, console, "baseline accuracy")
         console.say(f"baseline: {found.value:.2%} top-1 on {found.samples} validation images")
         verify.require_better_than_chance(found, data, loaded.num_outputs or 2)
+        if _wants_norms(config, loaded):
+            loaded = _with_norms(loaded, data, console)
+            groups = _traced(config, loaded)
     return Baseline(
         loaded=loaded,
         data=data,
@@ -120,9 +86,34 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
         accuracy=found,
         onnx=path,
         session=session,
-        probes=verify.Probes.make(loaded.input_size, data, config.recovery.seed),
+        probes=verify.Probes.make(loaded, data, config.recovery.seed),
         device=device,
     )
+
+
+def _traced(config: RunConfig, loaded: LoadedModel) -> gbn.ChannelGroups:
+    example = torch.randn(
+        1, *loaded.input_size, generator=torch.Generator().manual_seed(config.recovery.seed)
+    )
+    constraints = config.constraints
+    return gbn.trace(
+        loaded.module, example, freeze=constraints.freeze, prune_norms=constraints.prune_norms
+    )
+
+
+def _wants_norms(config: RunConfig, loaded: LoadedModel) -> bool:
+    wanted = config.recovery.insert_bn
+    return can_insert(loaded.module) if wanted is None else wanted
+
+
+def _with_norms(loaded: LoadedModel, data: Data, console: RunConsole) -> LoadedModel:
+    module, count = insert_norms(loaded.module, data.calibration_batches(_NORM_BATCHES))
+    note = (
+        f"inserted {count} batch norms after convolutions with a bias, calibrated to change "
+        "nothing; they are folded away on export (--no-insert-bn leaves them out)"
+    )
+    console.say(note)
+    return replace(loaded, module=module, warnings=(*loaded.warnings, note))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -145,6 +136,17 @@ def _require_finite(loaded: LoadedModel) -> None:
     for name, tensor in loaded.module.state_dict().items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise UsageError(f"the weights hold NaN or infinity in {name!r}: the training diverged")
+
+
+def _require_samples(session: Session, loaded: LoadedModel, path: Path) -> None:
+    """Each output must have one part for each image, or nothing can be compared later."""
+    interface = loaded.interface
+    batch = (interface.fixed_batch if interface is not None else None) or 2
+    try:
+        session.run_batch(np.zeros((batch, *loaded.input_size), np.float32))
+    except exporters.ExportError as error:
+        reason = str(error).partition(": ")[2] or str(error)
+        raise UsageError(f"{path}: cannot be compared image by image: {reason}") from error
 
 
 def _say_frozen(groups: gbn.ChannelGroups, console: RunConsole) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import click
 from click_default_group import DefaultGroup
 
+from pipeline.cli_deploy import bench, verify
 from pipeline.cli_errors import RunState, guarded, terminated_as_interrupted
-from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PROVIDERS
+from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PRECISIONS, PROVIDERS
 from pipeline.config_file import (
     DATA_FREE_EPOCHS,
     DEFAULT_EPOCHS,
@@ -33,7 +34,8 @@ Example:
 """
 
 EXIT_CODES = """\
-Before any training, `compress inspect MODEL` tells what can be pruned.
+Also: `compress inspect MODEL`, what can be pruned; `compress verify FILE.onnx`,
+  a gate for CI; `compress bench FILE.onnx ...`, latency. Each has --help.
 Exit codes: 0 all met, 2 usage, 10 FLOPs or params, 11 parity, 12 accuracy,
   13 latency, 14 provider, 130 interrupted. A run goes on with --resume.
 """
@@ -102,11 +104,14 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 
 EPOCHS_DEFAULT = f"Default: {DEFAULT_EPOCHS}; without --data {DATA_FREE_EPOCHS}."
 FREEZE_HELP = "Modules that keep every channel; repeatable."
+INSERT_BN_HELP = "Train ONNX files with norms put back."
 NORMS_HELP = "LayerNorm and the like may lose channels."
 AUGMENT = click.Choice(AUGMENTATIONS)
 AUGMENT_HELP = f"{', '.join(AUGMENTATIONS)}. Auto: standard for folders."
 PROVIDER = click.Choice(PROVIDERS)
 PROVIDER_HELP = f"{', '.join(PROVIDERS)}. Default: {PROVIDERS[0]}."
+PRECISION = click.Choice(PRECISIONS)
+PRECISION_HELP = f"{', '.join(PRECISIONS)}; int8 needs --data."
 CONFIG_FILE: dict[str, Any] = {
     "type": click.Path(path_type=Path),
     "is_eager": True,  # It sets the defaults of the others.
@@ -136,12 +141,15 @@ OPTIONS = (
     _option("Recovery", "--epochs", type=int, metavar="N", help=f"In all. {EPOCHS_DEFAULT}"),
     _option("Recovery", "--lr", type=float, metavar="X", help="Peak learning rate."),
     _option("Recovery", "--no-distill", is_flag=True, help="Learn from the labels alone."),
+    _option("Recovery", "--insert-bn/--no-insert-bn", default=None, help=INSERT_BN_HELP),
     _option("Recovery", "--seed", type=int, metavar="N", help="Default: 0."),
     _option("Constraints", "--channel-multiple", metavar="auto|N", help="Widths are multiples."),
     _option("Constraints", "--freeze", multiple=True, metavar="PATTERN", help=FREEZE_HELP),
     _option("Constraints", "--min-channels", type=int, metavar="N", help="Fewest in a layer."),
     _option("Constraints", "--prune-norms", is_flag=True, help=NORMS_HELP),
     _option("Deployment", "--provider", type=PROVIDER, metavar="NAME", help=PROVIDER_HELP),
+    _option("Deployment", "--precision", type=PRECISION, metavar="NAME", help=PRECISION_HELP),
+    _option("Deployment", "--ort", is_flag=True, help="Also write model.ort, for mobile."),
     _option(
         "Deployment",
         "--opset",
@@ -248,6 +256,8 @@ def inspect(state: RunState, /, **options: Any) -> int:
 main = CompressGroup(name="compress", default="prune", no_args_is_help=False)
 main.add_command(prune)
 main.add_command(inspect)
+main.add_command(verify)
+main.add_command(bench)
 click.version_option(package_name="gbn-compress", prog_name="compress")(main)
 
 if __name__ == "__main__":

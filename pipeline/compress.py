@@ -172,10 +172,13 @@ class Compressor:
                 "randomised": proof.randomised,
             }
         )
-        now.model, now.alive = small, alive
         if self._trainer is not None:
-            self._trainer.renew_statistics(now.model)
-            now.model.cpu()
+            # What a trained network computes by now is its own; before, the original is the aim.
+            trained = any(p.kind != "tick" for p in self._phases[: now.done])
+            aim, plan = (now.model, step) if trained else (self._original, self.plan(alive))
+            self._trainer.repair(aim, small, plan)
+            small.cpu()
+        now.model, now.alive = small, alive
         kept = self._macs.total(alive) / self._whole[0]
         self._console.say(
             f"{label}: {kept:.1%} of the MACs kept, gated = removed within {proof.max_abs_diff:.0e}"

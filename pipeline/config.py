@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
+PRECISIONS = ("fp32", "fp16", "int8")
 AUGMENTATIONS = ("auto", "standard", "none")
 MIN_OPSET = 18
 MAX_OPSET = 23
@@ -159,6 +160,9 @@ class RecoveryConfig:
     """Whether the unpruned network teaches the pruned one."""
     seed: int = 0
     """Seed of every random choice."""
+    insert_bn: bool | None = None
+    """Whether convolutions of an ONNX file get batch norms while training; None: if data is there
+    and a norm may have been folded into them."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"--epochs: {self.epochs} is below 0")
@@ -196,6 +200,10 @@ class DeployConfig:
 
     provider: str = "cpu"
     """The onnxruntime execution provider that must run the graph."""
+    precision: str = "fp32"
+    """Of weights and computation; inputs and outputs stay fp32."""
+    ort: bool = False
+    """Whether model.ort, for onnxruntime's mobile builds, is written beside model.onnx."""
     opset: int | None = None
     """Version of ONNX's operator set; None takes that of a model given as ONNX, where it can be
     written, else the default."""
@@ -206,6 +214,10 @@ class DeployConfig:
         _require(
             self.provider in PROVIDERS,
             f"--provider: {self.provider!r} is not one of {', '.join(PROVIDERS)}",
+        )
+        _require(
+            self.precision in PRECISIONS,
+            f"--precision: {self.precision!r} is not one of {', '.join(PRECISIONS)}",
         )
         _require(
             self.opset is None or self.opset >= MIN_OPSET,
@@ -246,6 +258,14 @@ class RunConfig:
         _require(
             not (without_data and self.target.max_accuracy_drop is not None),
             "--max-accuracy-drop cannot be checked without --data: give --data with labels",
+        )
+        _require(
+            not (without_data and self.deploy.precision == "int8"),
+            "--precision int8 needs real images to calibrate: give --data, or --precision fp16",
+        )
+        _require(
+            not (without_data and self.recovery.insert_bn),
+            "--insert-bn needs data to take statistics from: give --data, or leave it out",
         )
         _require(
             _DEVICE.fullmatch(self.device) is not None,

@@ -57,11 +57,14 @@ OPTION_KINDS: dict[str, str] = {
     "lr": _NUMBER,
     "no_distill": _FLAG,
     "seed": _WHOLE,
+    "insert_bn": _FLAG,
     "channel_multiple": _TEXT_OR_NUMBER,
     "freeze": _TEXTS,
     "min_channels": _WHOLE,
     "prune_norms": _FLAG,
     "provider": _TEXT,
+    "precision": _TEXT,
+    "ort": _FLAG,
     "opset": _WHOLE,
     "out": _TEXT,
     "resume": _FLAG,
@@ -153,7 +156,7 @@ def build_config(options: Mapping[str, Any]) -> RunConfig:
     recovery = RecoveryConfig(
         epochs=given.get("epochs", default_epochs),
         distill=not given.get("no_distill", False),
-        **_picked(given, "lr", "seed"),
+        **_picked(given, "lr", "seed", "insert_bn"),
     )
     return RunConfig(
         model=ModelConfig(path=path, **_model_options(given)),
@@ -161,7 +164,7 @@ def build_config(options: Mapping[str, Any]) -> RunConfig:
         data=_data_config(given),
         recovery=recovery,
         constraints=_constraints(given),
-        deploy=DeployConfig(**_picked(given, "provider", "opset")),
+        deploy=DeployConfig(**_picked(given, "provider", "precision", "ort", "opset")),
         out=Path(given["out"]) if "out" in given else path.with_name(f"{path.stem}-compressed"),
         verbosity=int(given.get("verbose", False)) - int(given.get("quiet", False)),
         **_picked(given, "resume", "device", "dry_run", "json"),

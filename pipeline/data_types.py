@@ -26,6 +26,7 @@ class DataRequest:
     workers: threads that decode images; 0 takes two.
     augment: of the training images: "auto" is "standard" for folders and "none" for arrays.
     seed: of the order and the augmentation, together with the epoch.
+    val_only: take the validation images for training as well, so that no others need be there.
     """
 
     source: str
@@ -36,6 +37,7 @@ class DataRequest:
     workers: int = 0
     augment: str = "auto"
     seed: int = 0
+    val_only: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

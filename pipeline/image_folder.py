@@ -83,8 +83,9 @@ def load_image_folder(request: DataRequest) -> StoredData:
     """The data of `request.source`; UsageError for everything that is wrong with it."""
     root = Path(request.source)
     _check_request(request)
-    validation = _validation_folder(root)
-    train, val = _scan(root / "train"), _scan(validation)
+    validation = _validation_folder(root, request.val_only)
+    val = _scan(validation)
+    train = val if request.val_only else _scan(root / "train")
     _check_classes(root, train, val, validation.name)
     wanted = request.input_size[1:]
     exact = image_sizes(train.paths, request.workers or DEFAULT_THREADS) == {wanted}
@@ -160,13 +161,13 @@ def _on_disk(
     )
 
 
-def _validation_folder(root: Path) -> Path:
+def _validation_folder(root: Path, val_only: bool) -> Path:
     """DIR/val, or what else it may be called; the first of `VAL_FOLDERS` that is there."""
     if not root.is_dir():
         raise UsageError(f"--data {root}: no such folder")
     there = sorted(child.name for child in root.iterdir() if child.is_dir())
     has = f"it has {', '.join(there[:6]) or 'no folders'}"
-    if "train" not in there:
+    if "train" not in there and not val_only:
         raise UsageError(f"--data {root}: has no folder train/; {has}")
     for name in VAL_FOLDERS:
         if name in there:

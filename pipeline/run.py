@@ -23,11 +23,14 @@ import gbn
 from exporters.session import Session
 from gbn.prune_plan import GroupWidth
 from pipeline import verify
-from pipeline.baseline import Baseline, export_request, measure_baseline, set_goal
+from pipeline.baseline import Baseline, measure_baseline, set_goal
 from pipeline.compress import Compressed, Compressor, Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data_free import MadeData, NothingMade
+from pipeline.exporting import counted_shapes, export_request
+from pipeline.folded_norms import fold_norms, without_norms
+from pipeline.precision import FP32_FILE, add_ort, convert
 from pipeline.recovery import prepare
 from pipeline.report import (
     BeforeAfter,
@@ -70,7 +73,13 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
         with run:
             run.create()
             run.write("stages/baseline.onnx", lambda to: shutil.copyfile(baseline.onnx, to))
-            stages = [{"name": "baseline", "seconds": round(monotonic() - began, 2)}]
+            stages: list[dict[str, Any]] = [
+                {
+                    "name": "baseline",
+                    "seconds": round(monotonic() - began, 2),
+                    "notes": list(baseline.loaded.warnings),
+                }
+            ]
             outcome = _compress(config, baseline, goal, run, console)
             if isinstance(outcome.made, MadeData):
                 stages.append({"name": "images", "seconds": outcome.made.seconds})
@@ -108,8 +117,11 @@ def _finish(
 ) -> Report:
     console.stage("export")
     began = monotonic()
-    plan = outcome.plan
-    _write_artefacts(config, baseline, outcome.compressed.model.eval(), plan, run)
+    compressed = outcome.compressed
+    plan = without_norms(outcome.plan, compressed.model)
+    compressed.model = fold_norms(compressed.model)
+    _write_artefacts(config, baseline, compressed.model.eval(), plan, run)
+    precision = convert(config, baseline, run, console) | add_ort(config, baseline, run)
     stages.append({"name": "export", "seconds": round(monotonic() - began, 2)})
 
     console.stage("verify")
@@ -118,7 +130,12 @@ def _finish(
     measured = _measure(config, baseline, outcome, session, console)
     stages.append({"name": "verify", "seconds": round(monotonic() - began, 2)})
     report = build_report(
-        Measurements(**measured, groups=[_group_row(g) for g in plan.groups], stages=stages)
+        Measurements(
+            **measured,
+            precision=precision,
+            groups=[_group_row(g) for g in plan.groups],
+            stages=stages,
+        )
     )
     run.write("report.json", lambda to: to.write_text(report.to_json(), encoding="utf-8"))
     run.write("report.html", lambda to: to.write_text(render_html(report), encoding="utf-8"))
@@ -151,7 +168,8 @@ def _write_artefacts(
         "model.onnx",
         lambda to: exporters.export_onnx(model, export_request(config, loaded, to, metadata)),
     )
-    run.write("model.pt2", lambda to: exporters.export_program(model, example, to))
+    free = () if loaded.interface is None else tuple(loaded.interface.open_sizes)
+    run.write("model.pt2", lambda to: exporters.export_program(model, example, to, free))
     run.write("plan.json", plan.save)
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     run.write("weights.safetensors", lambda to: to.write_bytes(safetensors.torch.save(state)))
@@ -177,7 +195,10 @@ def _measure(
 ) -> dict[str, Any]:
     loaded, data, cost = baseline.loaded, baseline.data, baseline.cost
     compressed, made = outcome.compressed, outcome.made
-    result = exporters.count_macs(config.out / "model.onnx")
+    # Counted where weights are floats; what precision changes is the size.
+    is_fp32 = config.deploy.precision == "fp32"
+    counted = config.out / ("model.onnx" if is_fp32 else FP32_FILE)
+    result = exporters.count_macs(counted, counted_shapes(loaded))
     skipped = {}
     accuracy = None
     if data is None or baseline.accuracy is None:
@@ -194,18 +215,20 @@ def _measure(
     fixed = loaded.interface.fixed_batch if loaded.interface is not None else None
     batch = torch.zeros(fixed or config.deploy.latency_batch, *loaded.input_size)
     target = config.target
-    timed = verify.latency(baseline.session, after, batch, config.recovery.seed)
+    timed = verify.latency(
+        baseline.onnx, config.out / "model.onnx", after.provider, batch, config.recovery.seed
+    )
     for warning in timed.warnings:
         console.warn(f"latency: {warning}")
     return {
         "flops": BeforeAfter(before=cost.num_macs, after=result.num_macs),
         "params": BeforeAfter(before=cost.num_params, after=result.num_params),
-        "size_bytes": BeforeAfter(before=cost.size_bytes, after=result.size_bytes),
+        "size_bytes": BeforeAfter(before=cost.size_bytes, after=_size_bytes(config)),
         "accuracy": accuracy,
         "fidelity": verify.fidelity(baseline.session, after, made),
         "data_free": made.described if made is not None else None,
         "surgery": surgery,
-        "parity": verify.parity(compressed.model, after, baseline.probes),
+        "parity": _parity(config, baseline, compressed, after),
         "latency": timed,
         "provider": Provider(requested=config.deploy.provider, ran=(after.provider,)),
         "skipped": skipped,
@@ -226,3 +249,18 @@ def _measure(
         )
         | {"nodes_on_other_providers": after.nodes_elsewhere},
     }
+
+
+def _size_bytes(config: RunConfig) -> int:
+    return exporters.onnx_size_bytes(config.out / "model.onnx")
+
+
+def _parity(
+    config: RunConfig, baseline: Baseline, compressed: Compressed, after: Session
+) -> Difference:
+    """Of the final file; of an int8 one, which accuracy judges, the fp32 file it came from."""
+    kind = config.deploy.precision
+    if kind == "int8":
+        after = exporters.open_session(config.out / FP32_FILE, config.deploy.provider)
+    tolerance = exporters.FP16_TOLERANCE if kind == "fp16" else 1e-4
+    return verify.parity(compressed.model, after, baseline.probes, tolerance)

@@ -6,6 +6,7 @@ goes.
 """
 
 import copy
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ _WEIGHT_DECAY = 5e-4
 _WARMUP_SHARE = 0.05
 _CLIP_NORM = 5.0
 _BN_BATCHES = 16
+_REFIT_BATCHES = 4
 
 Loss = Callable[[Any, Tensor, Ask], Tensor]
 
@@ -158,13 +160,25 @@ class Trainer:
                     progress.save(step + 1, optimizer.state_dict())
         return model.eval()
 
+    def repair(self, original: nn.Module, small: nn.Module, plan: gbn.PrunePlan) -> None:
+        """What can be made good after a cut without training: layers refitted, statistics renewed.
+
+        `plan` leads from `original` to `small`. The refit is made with the statistics of `original`
+        in place, which tell what each layer should give; what it cannot restore shifts them.
+        """
+        batches = self._data.calibration_batches(_REFIT_BATCHES)
+        images = [self._place(images) for images, _ in itertools.islice(batches, _REFIT_BATCHES)]
+        aim = self._fabric.to_device(copy.deepcopy(original))
+        self._fabric.to_device(small)
+        whole = _norms(gbn.prune(aim, plan))
+        for norm, name in ((norm, name) for name, norm in _norms(small).items() if name in whole):
+            norm.load_state_dict(norm.state_dict() | _statistics(whole[name]))
+        gbn.refit(aim, small, plan, images)
+        self.renew_statistics(small)
+
     def renew_statistics(self, model: nn.Module) -> None:
         """Batch norms' running statistics, anew from training images: after a cut they are off."""
-        norms = [
-            m
-            for m in model.modules()
-            if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-        ]
+        norms = [*_norms(model).values()]
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
@@ -207,6 +221,19 @@ class Trainer:
 
     def _only_gates_learn(self, model: nn.Module, gates: gbn.Gates) -> "_Frozen":
         return _Frozen(model, {id(phi) for phi in gates.phi.values()})
+
+
+def _norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+    """Batch norms that keep running statistics, by path."""
+    return {
+        path: module
+        for path, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    }
+
+
+def _statistics(norm: nn.modules.batchnorm._BatchNorm) -> dict[str, Tensor]:
+    return {name: value for name, value in norm.state_dict().items() if "running" in name}
 
 
 class _Frozen:

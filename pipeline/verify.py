@@ -6,6 +6,7 @@ Leaves: plain measurements for the report. Refused: a provider that did not run 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,35 +17,44 @@ from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.data_free import MadeData, NothingMade
 from pipeline.errors import UsageError
+from pipeline.exporting import at_other_sizes
+from pipeline.importers import LoadedModel
 from pipeline.report import Accuracy, Difference, Fidelity, Latency, LatencySummary
 
 PARITY_BATCH = 8
 _FIDELITY_BATCH = 32
+LATENCY_THREADS = 1
+"""More are steady only on a quiet machine; `compress bench --threads N` measures with others."""
 _SIGMAS = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probes:
-    """Inputs (N, C, H, W) on which networks are compared: random ones, and real ones if any."""
+    """Inputs (N, C, H, W) on which networks are compared: random ones, and real ones if any.
+
+    `other_sizes`: random ones where height or width are free.
+    """
 
     random: Tensor
     real: Tensor | None
+    other_sizes: Tensor | None = None
 
     @classmethod
-    def make(cls, input_size: tuple[int, int, int], data: Data | None, seed: int) -> "Probes":
+    def make(cls, loaded: LoadedModel, data: Data | None, seed: int) -> "Probes":
         """`PARITY_BATCH` of each kind."""
         generator = torch.Generator().manual_seed(seed)
-        random = torch.randn(PARITY_BATCH, *input_size, generator=generator)
+        random = torch.randn(PARITY_BATCH, *loaded.input_size, generator=generator)
         real = None
         if data is not None:
             images, _ = next(iter(data.val_loader()))
             real = images[:PARITY_BATCH].float()
-        return cls(random=random, real=real)
+        return cls(random=random, real=real, other_sizes=at_other_sizes(loaded, random[:2]))
 
     def batches(self) -> list[Tensor]:
         """At batch 1 and at the whole size, of each kind."""
         kinds = [self.random] + ([] if self.real is None else [self.real])
-        return [part for kind in kinds for part in (kind[:1], kind)]
+        batches = [part for kind in kinds for part in (kind[:1], kind)]
+        return batches if self.other_sizes is None else [*batches, self.other_sizes]
 
     def mixed(self, count: int) -> Tensor:
         """`count` of each kind in one batch, for proofs."""
@@ -52,9 +62,11 @@ class Probes:
         return torch.cat(parts)
 
 
-def parity(model: nn.Module, session: Session, probes: Probes) -> Difference:
+def parity(
+    model: nn.Module, session: Session, probes: Probes, tolerance: float = 1e-4
+) -> Difference:
     """PyTorch against onnxruntime, at batch 1 and a larger one, on random and real inputs."""
-    found = exporters.check_parity(model.eval(), session, probes.batches())
+    found = exporters.check_parity(model.eval(), session, probes.batches(), tolerance)
     difference = found.max_abs_diff if found.output_scale > 0 else float("inf")
     return Difference(max_abs_diff=difference, tolerance=found.tolerance)
 
@@ -110,23 +122,34 @@ def fidelity(
     return Fidelity(metric=found.metric, samples=found.samples, value=found.value)
 
 
-def latency(before: Session, after: Session, probe: Tensor, seed: int) -> Latency:
-    """Both files in turns, in one process, on one input batch."""
-    values = probe.numpy()
-    found = exporters.compare_latency(
-        before,
-        after,
-        {before.input_names[0]: values},
-        exporters.LatencySettings(batch=len(values), seed=seed),
-    )
+def latency(before: Path, after: Path, provider: str, probe: Tensor, seed: int) -> Latency:
+    """Both files in turns, in one process, on one input batch, as `compress bench` times them."""
+    cores = exporters.quiet_cores(LATENCY_THREADS)
+    sessions = [
+        exporters.open_session(p, provider, LATENCY_THREADS, cores=cores) for p in (before, after)
+    ]
+    timed = [
+        exporters.Timed(
+            name=name,
+            session=session,
+            inputs={session.input_names[0]: session.as_taken(probe.numpy())},
+        )
+        for name, session in zip(("before", "after"), sessions, strict=True)
+    ]
+    with exporters.on_core(cores):
+        found = exporters.compare_latency(
+            timed[0], timed[1], exporters.LatencySettings(batch=len(probe), seed=seed)
+        )
     return Latency(
-        provider=found.provider,
-        batch=found.batch,
+        provider=found.measured.provider,
+        batch=found.measured.batch,
+        threads=LATENCY_THREADS,
         before=_summary(found.before),
         after=_summary(found.after),
         speedup_median=found.speedup_median,
         speedup_ci95=found.speedup_ci95,
-        warnings=found.warnings,
+        undisturbed_share=found.measured.undisturbed_share,
+        warnings=found.measured.warnings,
     )
 
 

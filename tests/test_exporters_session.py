@@ -161,6 +161,7 @@ def placed(assignment: dict[str, list[str]]) -> onnxruntime.InferenceSession:
     session = SimpleNamespace(
         get_inputs=list,
         get_outputs=list,
+        get_modelmeta=lambda: SimpleNamespace(custom_metadata_map={}),
         get_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
         get_provider_graph_assignment_info=info,
     )

@@ -222,3 +222,47 @@ def test_external_weights_are_loaded(tmp_path: Path, two_heads: tuple[nn.Module,
     )
     proto = load_onnx(tmp_path / "m.onnx")
     assert all(not tensor.external_data for tensor in proto.graph.initializer)
+
+
+class Enlarges(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1, stride=2)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.conv(image)
+        wide = nn.functional.interpolate(maps, size=image.shape[2:], mode="bilinear")
+        return wide, maps.mean((2, 3)).argmax(1)
+
+
+def test_free_sizes_and_element_types_are_as_asked(tmp_path: Path) -> None:
+    model = Enlarges().eval()
+    request = ExportRequest(
+        example_inputs=(torch.rand(2, 3, 8, 8),),
+        path=tmp_path / "model.onnx",
+        free_sizes={2: "high", 3: "wide"},
+        input_dtypes=("float16",),
+        output_dtypes=("float64", "float16"),
+    )
+    export_onnx(model, request)
+    image, *_ = onnx.load(request.path).graph.input
+    assert [d.dim_param or d.dim_value for d in image.type.tensor_type.shape.dim] == [
+        *("batch", 3, "high", "wide")
+    ]
+    x = np.random.default_rng(0).random((3, 3, 12, 20)).astype(np.float16)
+    wide, place = open_session(request.path).run({image.name: x})
+    assert (wide.dtype, place.dtype) == (np.float64, np.int64)
+    with torch.no_grad():
+        expected, expected_place = model(torch.from_numpy(x).float())
+    np.testing.assert_allclose(wide, expected.numpy(), atol=1e-5)
+    np.testing.assert_array_equal(place, expected_place.numpy())
+
+
+def test_sizes_that_the_network_fixes_cannot_be_free(tmp_path: Path) -> None:
+    request = ExportRequest(
+        example_inputs=(torch.rand(2, 3, 8, 8),), path=tmp_path / "m.onnx", free_sizes={2: "high"}
+    )
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    with pytest.raises(ExportError, match=r"free sizes in dimensions \[2\]"):
+        export_onnx(model, request)
+    assert not request.path.exists()

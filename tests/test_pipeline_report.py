@@ -89,7 +89,7 @@ def _text(measured: Measurements, width: int = 80) -> str:
 
 def test_the_json_has_the_documented_keys() -> None:
     content = json.loads(build_report(_measured()).to_json())
-    others = {"groups", "stages", "exit_code", "fidelity", "data_free"}
+    others = {"precision", "groups", "stages", "exit_code", "fidelity", "data_free"}
     assert set(content) == set(KEYS) | others
     for section, keys in KEYS.items():
         assert keys <= set(content[section]), section
@@ -308,3 +308,12 @@ def test_the_hash_of_a_directory_follows_names_and_sizes(tmp_path: Path) -> None
     assert first.startswith("sha256-of-names-and-sizes:")
     (tmp_path / "a.png").write_bytes(b"12")
     assert digest() != first
+
+
+def test_the_summary_tells_a_precision_other_than_fp32() -> None:
+    assert "Precision" not in _text(_measured())
+    int8 = {"kind": "int8", "num_layers": 7, "float_layers": ["conv1", "head"]}
+    text = _text(_measured(precision=int8))
+    assert "int8" in text
+    assert "2 of 7 layers in float" in text
+    assert "fp16" in _text(_measured(precision={"kind": "fp16"}))

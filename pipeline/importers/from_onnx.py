@@ -5,8 +5,12 @@ Refused: what the importer refuses, files of several inputs, inputs that are no 
 networks that fix their batch inside.
 """
 
+import contextlib
 import io
+import os
+import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +33,7 @@ _FLOATS = (torch.float32, torch.float16, torch.float64)
 def load_onnx(source: ModelSource) -> tuple[fx.GraphModule, Interface, list[str]]:
     """The network in an ONNX file. Raises UsageError."""
     imported = import_onnx(source.path, source.input_size)
-    return _for_main_job(imported, source.path)
+    return _for_main_job(imported, source)
 
 
 def load_torchscript(source: ModelSource) -> tuple[fx.GraphModule, Interface, list[str]]:
@@ -47,7 +51,7 @@ def load_torchscript(source: ModelSource) -> tuple[fx.GraphModule, Interface, li
         imported = import_proto(proto, path.parent, source.input_size)
     except UsageError as error:
         raise type(error)(f"{path}: {error}") from error
-    module, interface, notes = _for_main_job(imported, path)
+    module, interface, notes = _for_main_job(imported, source)
     # What the file in between is called and made of says nothing about the user's file.
     return module, replace(interface, metadata={}, doc_string=""), notes
 
@@ -55,7 +59,7 @@ def load_torchscript(source: ModelSource) -> tuple[fx.GraphModule, Interface, li
 def _as_onnx(path: Path, input_size: tuple[int, int, int]) -> onnx.ModelProto:
     buffer: Any = io.BytesIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _native_output_dropped():
             warnings.simplefilter("ignore")
             script = torch.jit.load(path, map_location="cpu").eval()
             torch.onnx.export(
@@ -75,10 +79,24 @@ def _as_onnx(path: Path, input_size: tuple[int, int, int]) -> onnx.ModelProto:
     return onnx.load_model_from_string(buffer.getvalue())
 
 
+@contextlib.contextmanager
+def _native_output_dropped() -> Iterator[None]:
+    """torch's C++ prints the whole graph to standard output where it cannot translate one op."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def _for_main_job(
-    imported: ImportedOnnx, path: Path
+    imported: ImportedOnnx, source: ModelSource
 ) -> tuple[fx.GraphModule, Interface, list[str]]:
-    interface, notes = imported.interface, list(imported.notes)
+    interface, notes, path = imported.interface, list(imported.notes), source.path
     first = interface.inputs[0]
     if len(interface.inputs) > 1:
         names = ", ".join(port.name for port in interface.inputs)
@@ -88,19 +106,25 @@ def _for_main_job(
         raise UsageError(f"{path}: input {first.name!r} is of type {kind}: float is supported")
     if first.dtype is not torch.float32:
         kind = str(first.dtype).removeprefix("torch.")
-        notes.append(f"input {first.name!r} is {kind} in the file, float32 from here on")
+        notes.append(
+            f"input {first.name!r} is {kind} in the file, and again in the exported one, which "
+            "computes in float32"
+        )
     batch = interface.fixed_batch
     if batch is not None:
-        sizes = tuple(d for d in (first.dims or ())[1:] if isinstance(d, int))
+        sizes = source.input_size or interface.image_size or ()
         if not samples_are_independent(imported.module, sizes, batch):
             raise UsageError(
                 f"{path}: its batch is fixed to {batch}, also inside the network; export it with a "
                 "free batch (dynamic_axes or dynamic_shapes)"
             )
         notes.append(f"its batch is fixed to {batch}: free here, fixed again in the exported file")
-    if interface.free_sizes:
+    if interface.fixed_names:
         notes.append(
-            f"{', '.join(interface.free_sizes)} of {first.name!r} are free in the file, fixed to "
-            "the input size in the exported one"
+            f"{', '.join(interface.fixed_names)} of {first.name!r}: free in the file, fixed to the "
+            "input size in the exported one"
         )
+    if interface.open_sizes:
+        names = ", ".join(interface.open_sizes.values())
+        notes.append(f"{names} of {first.name!r} stay free; costs are those of the input size")
     return imported.module, interface, notes

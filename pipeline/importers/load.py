@@ -59,7 +59,7 @@ def load_model(source: ModelSource) -> LoadedModel:
         found = _find(source, kind)
         notes = [*found.notes, *_convert(found.module)]
         config = input_config(found.module, source.arch)
-        input_size = found.input_size or _input_size(source, config)
+        input_size = found.input_size or _input_size(source, config, found.interface)
         output = check_forward(found.module, input_size)
     mean, std, origin = config.mean, config.std, config.origin
     if mean is not None and len(mean) != input_size[0]:
@@ -179,8 +179,16 @@ def _convert(module: nn.Module) -> list[str]:
     return notes
 
 
-def _input_size(source: ModelSource, config: InputConfig) -> tuple[int, int, int]:
+def _input_size(
+    source: ModelSource, config: InputConfig, interface: Interface | None
+) -> tuple[int, int, int]:
     size = source.input_size or config.input_size
+    if size is None and interface is not None and interface.inputs[0].dims is not None:
+        port = interface.inputs[0]
+        raise UsageError(
+            f"{source.path}: input {port.name!r} is {list(port.dims or ())}; the main job takes "
+            "images, (N, C, H, W); `compress inspect --input-size SHAPE` shows other networks"
+        )
     if size is None:
         raise UsageError(
             f"{source.path}: the model does not say its input size; state it as "

@@ -46,6 +46,7 @@ class Report:
     surgery: dict[str, Any] | None
     parity: dict[str, Any] | None
     latency: dict[str, Any] | None
+    precision: dict[str, Any]
     groups: list[dict[str, Any]]
     stages: list[dict[str, Any]]
     environment: dict[str, Any]
@@ -82,6 +83,7 @@ def build_report(measured: Measurements) -> Report:
         surgery=dataclasses.asdict(measured.surgery) if measured.surgery else None,
         parity=dataclasses.asdict(measured.parity) if measured.parity else None,
         latency=_latency_section(measured) if latency else None,
+        precision=dict(measured.precision),
         groups=[dict(group) for group in measured.groups],
         stages=[dict(stage) for stage in measured.stages],
         environment=dict(measured.environment),

@@ -91,6 +91,10 @@ class Latency:
     speedup_median: float
     speedup_ci95: tuple[float, float]
     """Low and high end of the median's 95 % interval."""
+    threads: int = 1
+    """Of the CPU."""
+    undisturbed_share: float = 1.0
+    """Of the rounds: those that no other process broke, which the speed-up comes from."""
     warnings: tuple[str, ...] = ()
     """What makes the figures less certain."""
 
@@ -139,6 +143,8 @@ class Measurements:
     """One {name, size_before, size_after, layers, frozen, reason} for each channel group."""
     stages: Sequence[Mapping[str, Any]] = ()
     """One {name, seconds, ...} for each stage."""
+    precision: Mapping[str, Any] = field(default_factory=lambda: {"kind": "fp32"})
+    """{kind, ...}: fp32, fp16 or int8, and what was chosen for it."""
     environment: Mapping[str, Any] = field(default_factory=dict)
     """From `environment()`."""
 

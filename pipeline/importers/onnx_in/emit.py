@@ -5,13 +5,25 @@ number where all arguments are known, else a node with its probes.
 Refused: calls that torch refuses (shapes that do not fit), results larger than any network needs.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import onnx
 import torch
 from torch import Tensor, fx, nn
 
+from pipeline.importers.onnx_in.arguments import (
+    all_meta,
+    asks_values,
+    has_tensor,
+    mapped,
+    mapped_consts,
+    mentions_node,
+    nodes_in,
+    probe,
+    require_size,
+    without_values,
+    wrapped,
+)
 from pipeline.importers.onnx_in.errors import FOREIGN, NodeError, label, one_line
 from pipeline.importers.onnx_in.names import Names, node_path, weight_path
 from pipeline.importers.onnx_in.values import PROBES, Const, Items, Sequence, Value, probes_of
@@ -47,7 +59,9 @@ class Emitter:
         node.meta[PROBES] = probes
         if fixed:
             # The batch is never written down, so that a file for one image may serve for more.
-            self._fixed_sizes[node] = (None, *probes[0].shape[1:]) if probes[0].ndim else ()
+            alike = [sizes[0] if len(set(sizes)) == 1 else None
+                     for sizes in zip(*(probe.shape for probe in probes), strict=True)]  # fmt: skip
+            self._fixed_sizes[node] = (None, *alike[1:]) if alike else ()
         self.anchor = self.anchor or node
         return node
 
@@ -58,7 +72,7 @@ class Emitter:
     ) -> Any:
         """See `Op.call`."""
         args, kwargs = self._plain(at, args), self._plain(at, kwargs)
-        if not _mentions_node((args, kwargs)):
+        if not mentions_node((args, kwargs)):
             return self._fold(at, function, args, kwargs)
         args, kwargs = self._operands(at, args), self._operands(at, kwargs)
         node = self.graph.call_function(function, args, kwargs)
@@ -71,7 +85,7 @@ class Emitter:
             return self.tensor(at, value)
         if isinstance(value, Sequence):
             raise NodeError(f"{label(at)}: a sequence stands where a tensor is needed")
-        return _mapped(value, lambda item: self._plain(at, item))
+        return mapped(value, lambda item: self._plain(at, item))
 
     def tensor(self, at: onnx.NodeProto, value: Value) -> Const | fx.Node:
         """`value` as a tensor."""
@@ -89,7 +103,7 @@ class Emitter:
         """Constants as tensors that the network holds."""
         if isinstance(value, Const):
             return self.held(at, value)
-        return _mapped(value, lambda item: self._operands(at, item))
+        return mapped(value, lambda item: self._operands(at, item))
 
     def held(self, at: onnx.NodeProto, const: Const) -> fx.Node:
         """A constant as a node that reads it: a parameter if it is a float initializer."""
@@ -103,7 +117,7 @@ class Emitter:
             wished = const.name or f"{node_path(at.name) or at.op_type.lower()}.constant"
             path = self._names.place_tensor(tensor, wished)
             node = self.graph.get_attr(path)
-            node.meta[PROBES] = (_without_values(const.tensor),)
+            node.meta[PROBES] = (without_values(const.tensor),)
             self._held[key] = node
         return self._held[key]
 
@@ -127,12 +141,12 @@ class Emitter:
     def _fold(
         self, at: onnx.NodeProto, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        real_args, real_kwargs = _mapped_consts(args), _mapped_consts(kwargs)
+        real_args, real_kwargs = mapped_consts(args), mapped_consts(kwargs)
         with torch.no_grad():
-            if _has_tensor((real_args, real_kwargs)):
+            if has_tensor((real_args, real_kwargs)):
                 self._require_small(at, function, real_args, real_kwargs)
             try:
-                return _wrapped(function(*real_args, **real_kwargs))
+                return wrapped(function(*real_args, **real_kwargs))
             except FOREIGN as error:
                 raise NodeError(f"{label(at)}: {one_line(error)}") from error
 
@@ -141,10 +155,10 @@ class Emitter:
     ) -> None:
         """What is folded is tried without values first: a size in the file may be anything."""
         try:
-            result = function(*_all_meta(args), **_all_meta(kwargs))
+            result = function(*all_meta(args), **all_meta(kwargs))
         except FOREIGN:
             return  # values are needed, or the call is wrong: the real one tells
-        _require_size(at, result, MAX_FOLDED_BYTES)
+        require_size(at, result, MAX_FOLDED_BYTES)
 
     def _try(
         self,
@@ -153,7 +167,7 @@ class Emitter:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Any, ...] | None:
-        nodes = _nodes_in((args, kwargs))
+        nodes = nodes_in((args, kwargs))
         if any(probes_of(node) is None for node in nodes):
             return None
         count = max(len(probes_of(node) or ()) for node in nodes)
@@ -174,14 +188,14 @@ class Emitter:
     ) -> Any:
         try:
             with torch.no_grad():
-                result = function(*_probe(args, index), **_probe(kwargs, index))
+                result = function(*probe(args, index), **probe(kwargs, index))
         except NotImplementedError:
             return None  # torch has no shape function for it
         except FOREIGN as error:
-            if _asks_values(error):
+            if asks_values(error):
                 return None
             raise NodeError(f"{label(at)}: {one_line(error)}") from error
-        _require_size(at, result, MAX_RESULT_BYTES)
+        require_size(at, result, MAX_RESULT_BYTES)
         return result
 
     # --- modules
@@ -238,72 +252,3 @@ def stack_numbers(
     """Numbers as a tensor beside `anchor`; sizes stay what they are when the graph is captured."""
     made = [torch.scalar_tensor(v, dtype=dtype, device=anchor.device) for v in values]
     return made[0].reshape(shape) if len(made) == 1 else torch.stack(made).reshape(shape)
-
-
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, tuple | list):
-        return type(value)(change(item) for item in value)
-    if isinstance(value, dict):
-        return {name: change(item) for name, item in value.items()}
-    return value
-
-
-def _nodes_in(value: Any) -> list[fx.Node]:
-    if isinstance(value, fx.Node):
-        return [value]
-    if isinstance(value, tuple | list):
-        return [node for item in value for node in _nodes_in(item)]
-    if isinstance(value, dict):
-        return _nodes_in(list(value.values()))
-    return []
-
-
-def _mentions_node(value: Any) -> bool:
-    return bool(_nodes_in(value))
-
-
-def _has_tensor(value: Any) -> bool:
-    if isinstance(value, tuple | list):
-        return any(_has_tensor(item) for item in value)
-    return (
-        _has_tensor(list(value.values())) if isinstance(value, dict) else isinstance(value, Tensor)
-    )
-
-
-def _mapped_consts(value: Any) -> Any:
-    return value.tensor if isinstance(value, Const) else _mapped(value, _mapped_consts)
-
-
-def _all_meta(value: Any) -> Any:
-    return _without_values(value) if isinstance(value, Tensor) else _mapped(value, _all_meta)
-
-
-def _without_values(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-
-
-def _probe(value: Any, index: int) -> Any:
-    if isinstance(value, fx.Node):
-        probes = probes_of(value) or ()
-        return probes[min(index, len(probes) - 1)]
-    return _mapped(value, lambda item: _probe(item, index))
-
-
-def _wrapped(result: Any) -> Any:
-    if isinstance(result, Tensor):
-        return Const(result.detach())
-    return tuple(_wrapped(item) for item in result) if isinstance(result, tuple | list) else result
-
-
-def _require_size(at: onnx.NodeProto, result: Any, limit: int) -> None:
-    for item in result if isinstance(result, tuple | list) else (result,):
-        if isinstance(item, Tensor) and item.numel() * item.itemsize > limit:
-            raise NodeError(
-                f"{label(at)}: would make a tensor {list(item.shape)} of "
-                f"{item.numel() * item.itemsize / 2**30:.1f} GiB: refused"
-            )
-
-
-def _asks_values(error: Exception) -> bool:
-    text = str(error).lower()
-    return "meta" in text or "data-dependent" in text

@@ -5,9 +5,9 @@ Refused, with UsageError in one line: whatever the rooms of this package refuse.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx
@@ -57,9 +57,28 @@ def _import(source: OnnxSource, input_size: tuple[int, ...] | None) -> ImportedO
     interface = read_interface(source)
     if not interface.inputs:
         raise UsageError("has no inputs: there is nothing to compute")
+    wanted, notes = interface.spatial_names, []
+    if wanted:
+        try:
+            return _built(source, interface, input_size, wanted)
+        except UsageError as error:
+            notes.append(
+                f"{', '.join(wanted.values())}: cannot stay free, fixed to the input size "
+                f"({one_line(error)})"
+            )
+    return _built(source, interface, input_size, {}, notes)
+
+
+def _built(
+    source: OnnxSource,
+    interface: Interface,
+    input_size: tuple[int, ...] | None,
+    open_sizes: dict[int, str],
+    notes: Sequence[str] = (),
+) -> ImportedOnnx:
     doubles = any(port.dtype is torch.float64 for port in interface.inputs)
     try:
-        probes = trial_inputs(interface, input_size)
+        probes = trial_inputs(interface, input_size, open_sizes)
         with _enough_recursion():
             builder = Builder(source, narrow_doubles=doubles)
             module = builder.build(probes, fixed=True)
@@ -67,7 +86,11 @@ def _import(source: OnnxSource, input_size: tuple[int, ...] | None) -> ImportedO
         raise
     except FOREIGN as error:
         raise UsageError(f"cannot be imported ({one_line(error)})") from error
-    return ImportedOnnx(module=module, interface=interface, notes=tuple(builder.notes))
+    return ImportedOnnx(
+        module=module,
+        interface=replace(interface, open_sizes=open_sizes),
+        notes=(*notes, *builder.notes),
+    )
 
 
 @contextmanager

@@ -5,7 +5,8 @@ inputs without values. Refused: inputs that are no tensors, sizes that neither t
 user states.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import onnx
 import torch
@@ -17,6 +18,8 @@ from pipeline.importers.onnx_in.tensors import torch_dtype
 
 Dims = tuple[int | str | None, ...]
 TRIAL_BATCHES = (2, 3)
+SIZE_STEP = 64
+"""Most networks halve their sizes five times; the larger trial must stay divisible as the other."""
 _MAX_SIZE = 2**24
 """Of one dimension of an input: more is no image, and a forward pass would not end."""
 
@@ -39,6 +42,9 @@ class Interface:
     opset: int
     doc_string: str
     metadata: dict[str, str]
+    open_sizes: dict[int, str] = field(default_factory=dict)
+    """Dimensions of the first input, beside batch and channels, that may have other sizes than the
+    network was imported at, and what they are called."""
 
     @property
     def fixed_batch(self) -> int | None:
@@ -60,11 +66,24 @@ class Interface:
         return (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 == len(dims) else None
 
     @property
-    def free_sizes(self) -> tuple[str, ...]:
-        """Names of the first input's free dimensions beside the batch."""
+    def spatial_names(self) -> dict[int, str]:
+        """Free dimensions of the first input beside batch and channels, and their names."""
+        dims = (self.inputs[0].dims or ()) if self.inputs else ()
+        usual = {2: "height", 3: "width"} if len(dims) == 4 else {}
+        return {
+            i: d or usual.get(i, f"size_{i}")
+            for i, d in enumerate(dims)
+            if i >= 2 and not isinstance(d, int) and (d is None or d != dims[0])
+        }
+
+    @property
+    def fixed_names(self) -> tuple[str, ...]:
+        """Names of the first input's free dimensions that can only be exported fixed."""
         dims = (self.inputs[0].dims or ()) if self.inputs else ()
         return tuple(
-            d or f"dimension {i}" for i, d in enumerate(dims) if i and not isinstance(d, int)
+            d or f"dimension {i}"
+            for i, d in enumerate(dims)
+            if i and not isinstance(d, int) and i not in self.spatial_names
         )
 
 
@@ -97,25 +116,34 @@ def _port(value: onnx.ValueInfoProto, kind: str) -> Port:
 
 
 def trial_inputs(
-    interface: Interface, input_size: tuple[int, ...] | None
+    interface: Interface, input_size: tuple[int, ...] | None, open_sizes: dict[int, str]
 ) -> dict[str, tuple[Tensor, ...]]:
-    """Inputs without values, for each trial batch; one alone where no input leaves it free.
+    """Inputs without values, for each trial batch; one alone where no input leaves any size free.
 
-    `input_size`: the first input's sizes without the batch.
+    `input_size`: the first input's sizes without the batch. `open_sizes`: dimensions of the first
+    input that differ between the trials as well, so that nothing is taken from them.
     """
     sizes = {port.name: _sizes(port, input_size if i == 0 else None)
              for i, port in enumerate(interface.inputs)}  # fmt: skip
-    free = any(dims and dims[0] is None for dims in sizes.values())
+    free = any(dims and dims[0] is None for dims in sizes.values()) or bool(open_sizes)
     result = {}
     for port in interface.inputs:
         shapes = [
             [batch if size is None else size for size in sizes[port.name]]
             for batch in (TRIAL_BATCHES if free else TRIAL_BATCHES[:1])
         ]
+        if port is interface.inputs[0] and open_sizes:
+            shapes[1] = larger(shapes[1], open_sizes)
         result[port.name] = tuple(
             torch.empty(shape, dtype=port.dtype, device="meta") for shape in shapes
         )
     return result
+
+
+def larger(shape: Sequence[int], open_sizes: Iterable[int]) -> list[int]:
+    """Another shape that a network takes whose strides and windows take this one."""
+    steps = {dim: SIZE_STEP * (i + 1) for i, dim in enumerate(sorted(open_sizes))}
+    return [size + steps.get(i, 0) for i, size in enumerate(shape)]
 
 
 def _sizes(port: Port, input_size: tuple[int, ...] | None) -> list[int | None]:

@@ -10,6 +10,9 @@ from pipeline.importers.onnx_in.errors import label
 from pipeline.importers.onnx_in.registry import Result, importer
 from pipeline.importers.onnx_in.values import Const, Items, Sequence, Value
 
+MAX_TRIPS = 5000
+"""Of one loop that is written out: more would be a network that no exporter can write."""
+
 
 def _decision(op: Op, value: Value) -> bool:
     """A condition known now, or one that hangs on sizes and comes out alike for all trial sizes."""
@@ -22,10 +25,14 @@ def _decision(op: Op, value: Value) -> bool:
     if decided is None:
         raise op.refuse("its condition depends on the batch: only constant ones are supported")
     if not items.is_known:
-        op.builder.note(
-            f"{label(op.node)} is decided by sizes: taken as for the input size that was given"
-        )
+        _say_decided_by_sizes(op)
     return bool(decided)
+
+
+def _say_decided_by_sizes(op: Op) -> None:
+    op.builder.note(
+        f"{label(op.node)} is decided by sizes: taken as for the input size that was given"
+    )
 
 
 @importer("If")
@@ -49,6 +56,8 @@ def loop(op: Op) -> Result:
     trip = 0
     while (trips is None or trip < trips) and (condition is None or _decision(op, condition)):
         now: Value = condition or Const(torch.tensor(True))
+        if max(trip, trips or 0) >= MAX_TRIPS:
+            raise op.refuse(f"runs its body {trips or 'over ' + str(trip)} times: too often")
         given = dict(zip(names, [Const(torch.tensor(trip)), now, *carried], strict=True))
         results = op.builder.run_subgraph(body, given)
         condition = results[0] if op.has(1) else None
@@ -56,6 +65,7 @@ def loop(op: Op) -> Result:
         for rows, row in zip(collected, results[1 + len(carried) :], strict=True):
             rows.append(row)
         trip += 1
+    op.builder.note(f"{label(op.node)}: written out, {trip} runs of its body one after another")
     scans = []
     for rows in collected:
         if not rows:
@@ -68,9 +78,12 @@ def _trips(op: Op) -> int | None:
     if not op.has(0):
         return None
     items = op.as_items(op.value(0))
-    trips = None if items is None or len(items.values) != 1 else op.decided(items.values[0])
-    if trips is None:
+    known = items is not None and len(items.values) == 1
+    trips = op.decided(items.values[0]) if items is not None and known else None
+    if items is None or trips is None:
         raise op.refuse("its number of runs depends on the data: only constant ones are supported")
+    if not items.is_known:
+        _say_decided_by_sizes(op)
     return int(trips)
 
 

@@ -80,8 +80,9 @@ def _placed(op: Op, module: nn.Module, x: fx.Node, options: dict[str, Any]) -> f
     assert isinstance(weight, Const), "checked by the caller"
     tensors: dict[str, nn.Parameter | Tensor] = {"weight": op.builder.parameter(weight)}
     if isinstance(bias, Const):
-        if bias.tensor.shape != module.bias.shape:
-            raise op.refuse(f"its bias is {list(bias.tensor.shape)}")
+        needed: Any = module.bias.shape
+        if bias.tensor.shape != needed:
+            raise op.refuse(f"its bias is {list(bias.tensor.shape)}, it needs {list(needed)}")
         tensors["bias"] = op.builder.parameter(bias)
     key = (op.node.op_type, id(tensors["weight"]), _identity(bias), repr(options))
     return op.module(module, key, weight.name, (x,), tensors)

@@ -1,0 +1,94 @@
+"""Do two ONNX files compute the same?
+
+Enters: two sessions and inputs. Leaves: a `Parity`. Refused: outputs of other names or shapes, no
+inputs. Needs no torch.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from exporters.errors import ExportError
+from exporters.session import Array, Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How far two computations of one network are apart.
+
+    max_abs_diff: the largest, over batches and outputs, of max |difference| / max |reference|,
+    so relative to the output's scale; infinite when an output is NaN or infinite on either side.
+    output_scale: the largest max |reference|. Zero means that nothing was proven.
+    batches: how many were compared.
+    """
+
+    max_abs_diff: float
+    tolerance: float
+    output_scale: float
+    batches: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within the tolerance, on outputs that are not all zero."""
+        return self.max_abs_diff <= self.tolerance and self.output_scale > 0
+
+
+def check_session_parity(
+    baseline: Session,
+    candidate: Session,
+    inputs: Iterable[dict[str, Array]],
+    tolerance: float,
+) -> Parity:
+    """Run two files on the same inputs (by name) and compare their outputs by name, in float64.
+
+    Raises ExportError where their outputs differ in name or shape.
+    """
+    if set(baseline.output_names) != set(candidate.output_names):
+        raise ExportError(
+            f"the baseline gives {', '.join(baseline.output_names)}, the candidate "
+            f"{', '.join(candidate.output_names)}: their outputs cannot be compared"
+        )
+    order = [candidate.output_names.index(name) for name in baseline.output_names]
+    worst, scale, count = 0.0, 0.0, 0
+    for values in inputs:
+        expected = _run_on(baseline, values)
+        found = _run_on(candidate, values)
+        actual = [found[i] for i in order]
+        require_same_shapes(expected, actual, candidate)
+        for ours, theirs in zip(expected, actual, strict=True):
+            difference, output_scale = relative_difference(ours, theirs)
+            worst, scale = max(worst, difference), max(scale, output_scale)
+        count += 1
+    if count == 0:
+        raise ExportError("parity cannot be checked: no inputs were given")
+    return Parity(max_abs_diff=worst, tolerance=tolerance, output_scale=scale, batches=count)
+
+
+def _run_on(session: Session, values: dict[str, Array]) -> list[Array]:
+    return session.run({name: session.as_input(name, value) for name, value in values.items()})
+
+
+def require_same_shapes(expected: list[Array], actual: list[Array], session: Session) -> None:
+    """Raises ExportError where outputs differ in number or shape."""
+    ours, theirs = [x.shape for x in expected], [x.shape for x in actual]
+    if ours != theirs:
+        raise ExportError(
+            f"the reference gives {ours}, the ONNX file {theirs} "
+            f"({', '.join(session.output_names)}): they are not the same network"
+        )
+
+
+def relative_difference(expected: Array, actual: Array) -> tuple[float, float]:
+    """max |difference| / max |expected|, and max |expected|; infinite where one is not finite."""
+    if expected.size == 0:
+        return 0.0, 0.0
+    found = actual.astype(np.float64)
+    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+        return math.inf, 0.0
+    scale = float(np.abs(expected).max())
+    difference = float(np.abs(expected.astype(np.float64) - found).max())
+    if difference == 0:
+        return 0.0, scale
+    return (difference / scale if scale > 0 else math.inf), scale

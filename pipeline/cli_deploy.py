@@ -1,0 +1,156 @@
+"""The commands for finished ONNX files: `compress verify` and `compress bench`.
+
+Enters: their arguments. Leaves: a table on standard output, files where asked, and an exit code.
+Heavy packages are imported when a command begins.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.cli_errors import RunState
+from pipeline.config import PROVIDERS
+
+VERIFY_HELP = """\
+Hold an ONNX file against limits, fail where one is missed: a gate for CI.
+
+\b
+Examples:
+  compress verify small.onnx --max-size 5MB --max-latency 5ms
+  compress verify new.onnx --baseline old.onnx --max-latency-regression 3%
+  compress verify new.onnx --baseline old.onnx --data photos/ \\
+      --max-accuracy-drop 0.5 --junit gate.xml --markdown gate.md
+
+\b
+Exit codes, the first of: 2 usage, 10 size, 11 parity, 12 accuracy,
+  13 latency, 14 provider. Latency is that of the median run.
+"""
+
+BENCH_HELP = """\
+Latency of ONNX files that take turns, so that noise hits all alike.
+
+\b
+Example:
+  compress bench big.onnx small.onnx --batch-size 1 --batch-size 8
+"""
+
+PROVIDER = click.Choice(PROVIDERS)
+INPUT_HELP = "Sizes that the file leaves open; repeatable NAME:C,H,W."
+UNDECIDED = click.Choice(("pass", "fail"))
+
+
+def _runtime_options(command: Any) -> Any:
+    """Options that both commands share."""
+    for option in reversed(
+        (
+            click.option("--batch-size", type=int, multiple=True, metavar="N", help="Repeatable."),
+            click.option(
+                "--threads", type=int, metavar="N", help="On cores of their own. Default: 1."
+            ),
+            click.option("--input-size", multiple=True, metavar="SHAPE", help=INPUT_HELP),
+            click.option("--seed", type=int, default=0, metavar="N", help="Of inputs and order."),
+            click.option("-v", "--verbose", is_flag=True, help="Tracebacks of errors."),
+            click.option("--json", metavar="FILE", help="All figures; - for standard output."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("verify", help=VERIFY_HELP, short_help="A gate for CI.")
+@click.argument("candidate")
+@click.option("--baseline", metavar="FILE", help="What is compared with.")
+@click.option("--max-size", metavar="SIZE", help="With unit: 5MB, 4MiB.")
+@click.option("--parity-tolerance", type=float, metavar="X", help="Of outputs, against baseline's.")
+@click.option("--min-accuracy", metavar="SHARE", help="0.74 or 74%.")
+@click.option(
+    "--max-accuracy-drop", type=float, metavar="X", help="Points: 0.5 allows 93 to 92.5 %."
+)
+@click.option("--max-latency", metavar="TIME", help="With unit: 5ms, 800us.")
+@click.option("--min-speedup", metavar="X", help="1.3: baseline takes 1.3 times as long.")
+@click.option("--max-latency-regression", metavar="X%", help="3%: at most 3 % slower.")
+@click.option("--max-seconds", type=float, metavar="S", help="For undecided latency. Default: 20.")
+@click.option(
+    "--on-undecided", type=UNDECIDED, default="fail", help="What it then counts as. Default: fail."
+)
+@click.option("--data", metavar="SOURCE", help="Labelled images, as in the main job.")
+@click.option("--mean", metavar="X,Y,Z", help="Default: written in the file by compress.")
+@click.option("--std", metavar="X,Y,Z", help="The same.")
+@click.option("--provider", type=PROVIDER, metavar="NAME", help=f"{', '.join(PROVIDERS)}.")
+@_runtime_options
+@click.option("--junit", metavar="FILE", help="JUnit XML for test reports.")
+@click.option("--markdown", metavar="FILE", help="A table for the CI summary.")
+@click.pass_obj
+def verify(state: RunState, /, **options: Any) -> int:
+    """Measure, judge, print; returns the exit code."""
+    state.verbose = bool(options["verbose"])
+
+    from pipeline.deploy.config import verify_config
+
+    config = verify_config(options)
+    writers = {name: _target(options[name], name) for name in ("json", "junit", "markdown")}
+
+    from pipeline.console import RunConsole
+    from pipeline.deploy.gate import run_gate
+    from pipeline.deploy.outputs import gate_table, junit_xml, markdown
+
+    to_stdout = options["json"] == "-"
+    console = RunConsole(json=to_stdout)
+    result = run_gate(config, console)
+    for write, text in (
+        (writers["json"], result.to_json),
+        (writers["junit"], lambda: junit_xml(result)),
+        (writers["markdown"], lambda: markdown(result)),
+    ):
+        write(text)
+    for warning in result.warnings:
+        console.warn(warning)
+    console.result(gate_table(result))
+    return result.exit_code
+
+
+@click.command("bench", help=BENCH_HELP, short_help="Latency of files that take turns.")
+@click.argument("models", nargs=-1, required=True)
+@click.option("--provider", type=PROVIDER, multiple=True, metavar="NAME", help="Repeatable; cpu.")
+@click.option("--max-seconds", type=float, metavar="S", help="Of measuring in all. Default: 5.")
+@_runtime_options
+@click.pass_obj
+def bench(state: RunState, /, **options: Any) -> int:
+    """Measure and print."""
+    state.verbose = bool(options["verbose"])
+
+    from pipeline.deploy.config import bench_config
+
+    config = bench_config(options)
+    write = _target(options["json"], "json")
+
+    from pipeline.console import RunConsole
+    from pipeline.deploy.bench import bench_table, run_bench
+
+    console = RunConsole(json=options["json"] == "-")
+    result = run_bench(config)
+    write(result.to_json)
+    for warning in result.warnings:
+        console.warn(warning)
+    console.result(bench_table(result))
+    return 0
+
+
+def _target(path: str | None, option: str) -> Callable[[Callable[[], str]], None]:
+    """Writes a text there; refused before any measuring where that cannot work."""
+    from pipeline.errors import UsageError
+
+    if path is None:
+        return lambda _text: None
+    if path == "-" and option == "json":
+        return lambda text: click.echo(text(), nl=False)
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        what = "is a directory" if target.is_dir() else "its folder does not exist"
+        raise UsageError(f"--{option}: '{path}' cannot be written: {what}")
+
+    from pipeline.atomic import write_atomic
+
+    return lambda text: write_atomic(target, lambda to: to.write_text(text(), encoding="utf-8"))

@@ -1,0 +1,88 @@
+"""Sessions and inputs of the files that are compared.
+
+Enters: a `RuntimeConfig` and files. Leaves: sessions for measuring, each thread on a core of its
+own, and the inputs they are run on. Refused: batches that a file does not take, and a baseline
+whose inputs are not the candidate's.
+"""
+
+from pathlib import Path
+
+import exporters
+from exporters.inputs import Shape, fixed_batch, random_inputs
+from exporters.session import Array, Session
+from pipeline.deploy.config import RuntimeConfig, VerifyConfig
+from pipeline.errors import UsageError
+
+
+class Runner:
+    """Opens files for one provider, and makes inputs for them."""
+
+    def __init__(self, runtime: RuntimeConfig) -> None:
+        self._runtime = runtime
+
+    def open(self, path: Path) -> Session:
+        """A session for parity and accuracy, with the threads that onnxruntime chooses."""
+        return exporters.open_session(path, self._runtime.provider)
+
+    def open_timed(self, path: Path, cores: tuple[int, ...]) -> Session:
+        """A session for latency: as many threads as stated, on these cores."""
+        return exporters.open_session(
+            path, self._runtime.provider, self._runtime.threads, cores=cores
+        )
+
+    def quiet_cores(self) -> tuple[int, ...]:
+        """As many of the least busy cores as there are threads."""
+        return exporters.quiet_cores(self._runtime.threads)
+
+    def inputs(self, session: Session, batch: int, *, any_batch: bool = False) -> dict[str, Array]:
+        """Random inputs of this batch; any_batch: of the file's own where it fixes one."""
+        size = (fixed_batch(session) if any_batch else None) or batch
+        return random_inputs(session, size, self._sizes(session), self._runtime.seed)
+
+    def _sizes(self, session: Session) -> dict[str, Shape]:
+        stated = self._runtime.input_sizes
+        if any(name is None for name, _ in stated) and len(stated) > 1:
+            raise UsageError("--input-size: given several times, each needs a name: NAME:C,H,W")
+        if stated and stated[0][0] is None and len(session.input_names) > 1:
+            names = ", ".join(session.input_names)
+            raise UsageError(f"--input-size: name the input, one of {names}: NAME:C,H,W")
+        return {session.input_names[0] if name is None else name: size for name, size in stated}
+
+
+def batches_of(runtime: RuntimeConfig, *sessions: Session | None) -> tuple[int, ...]:
+    """The batch sizes to measure at: those stated, else the files' own, else 1."""
+    fixed = {size for s in sessions if s is not None and (size := fixed_batch(s)) is not None}
+    if len(fixed) > 1:
+        raise UsageError(f"the files have different fixed batches, {sorted(fixed)}")
+    own = next(iter(fixed), None)
+    wrong = [batch for batch in runtime.batches if own is not None and batch != own]
+    if wrong:
+        raise UsageError(f"--batch-size {wrong[0]}: a file has a fixed batch of {own}")
+    return runtime.batches or (own or 1,)
+
+
+def require_same_inputs(baseline: Session, candidate: Session, config: VerifyConfig) -> None:
+    """Comparing speed or outputs on different inputs would compare nothing. Raises UsageError."""
+    theirs, ours = _described(baseline), _described(candidate)
+    if theirs != ours:
+        raise UsageError(
+            f"--baseline '{config.baseline}' takes {_text(theirs)}, the candidate "
+            f"'{config.candidate}' takes {_text(ours)}: they cannot be compared"
+        )
+
+
+def _described(session: Session) -> dict[str, tuple[str, ...]]:
+    """Input name -> sizes without the batch, and whether it holds floats."""
+    found = {}
+    for name, shape in session.input_shapes.items():
+        kind = session.input_types[name]
+        is_float = kind in ("tensor(float)", "tensor(float16)", "tensor(double)")
+        sizes = [str(size) if isinstance(size, int) else "?" for size in shape[1:]]
+        found[name] = ("floats" if is_float else kind, *sizes)
+    return found
+
+
+def _text(inputs: dict[str, tuple[str, ...]]) -> str:
+    return "; ".join(
+        f"{name!r} {kind} (N, {', '.join(sizes)})" for name, (kind, *sizes) in inputs.items()
+    )

@@ -1,0 +1,137 @@
+"""Layers behind a cut are refitted to what the original computed."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gbn
+
+
+def images(count=8, seed=0):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+class Net(nn.Module):
+    """The second half of the first layer's channels repeats the first half, each times two."""
+
+    def __init__(self, **options):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one = nn.Conv2d(3, 8, 3, padding=1)
+        self.two = nn.Conv2d(8, 6, 3, **options)
+        self.head = nn.Linear(6, 4)
+        with torch.no_grad():
+            self.one.weight[4:] = 2 * self.one.weight[:4]
+            self.one.bias[4:] = 2 * self.one.bias[:4]
+
+    def forward(self, x):
+        return self.head(self.two(self.one(x).relu()).relu().mean((2, 3)))
+
+
+def without_second_half(model):
+    """The plan that takes the repeated channels."""
+    groups = gbn.trace(model, images(1))
+    group = next(g for g in groups.groups if g.name == "one")
+    alive = np.ones(groups.num_atoms, dtype=np.bool_)
+    alive[list(group.atoms)[4:]] = False
+    plan = gbn.PrunePlan.of(groups, alive)
+    assert list(plan.kept["one.weight"][0]) == [0, 1, 2, 3]
+    return plan
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": "same"}, {"padding": (0, 2)}],
+    ids=str,
+)
+def test_what_the_survivors_can_say_is_restored(options):
+    model = Net(**options).eval()
+    plan = without_second_half(model)
+    small = gbn.prune(model, plan)
+    x = images(16, seed=9)
+    before = (small(x) - model(x)).abs().max().item()
+    settings = gbn.RefitSettings(ridge=1e-6)
+    found = gbn.refit(model, small, plan, [images(16, 1), images(16, 2)], settings)
+    assert set(found.error_left) == {"two"}
+    after = (small(x) - model(x)).abs().max().item()
+    # by hand: the weights of a pair add up, w[c] + 2 w[c + 4]; the ridge leaves a small rest
+    assert after < 0.02 * before
+    expected = model.two.weight[:, :4] + 2 * model.two.weight[:, 4:]
+    assert (small.two.weight - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_linear_layer_is_refitted_on_every_row():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model[0].weight[4:], model[0].bias[4:] = model[0].weight[:4], model[0].bias[:4]
+    x = torch.randn(4, 7, 5)
+    groups = gbn.trace(model, x)
+    alive = np.arange(groups.num_atoms) < 4
+    plan = gbn.PrunePlan.of(groups, alive)
+    small = gbn.prune(model, plan)
+    gbn.refit(model, small, plan, [torch.randn(64, 7, 5)], gbn.RefitSettings(ridge=1e-6))
+    assert (small(x) - model(x)).abs().max() < 0.02 * model(x).abs().max()
+
+
+def test_the_original_and_modes_stay_and_the_same_is_found_again():
+    model = Net().train()
+    plan = without_second_half(model)
+    before = copy.deepcopy(model.state_dict())
+    smalls = [gbn.prune(model, plan) for _ in range(2)]
+    for small in smalls:
+        gbn.refit(model, small, plan, [images()])
+    assert model.training
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert all(map(torch.equal, smalls[0].parameters(), smalls[1].parameters()))
+
+
+def test_a_layer_that_runs_twice_is_left_alone():
+    class Twice(Net):
+        def forward(self, x):
+            f = self.one(x).relu()
+            return self.head((self.two(f) + self.two(-f)).mean((2, 3)))
+
+    model = Twice().eval()
+    plan = without_second_half(model)
+    small = gbn.prune(model, plan)
+    weight = small.two.weight.clone()
+    assert gbn.refit(model, small, plan, [images()]).error_left == {}
+    assert torch.equal(weight, small.two.weight)
+
+
+def test_a_refit_that_gains_nothing_on_new_samples_is_not_taken():
+    """Few samples of many inputs: the fit is perfect where it was made and worse elsewhere."""
+    model = Net().eval()
+    plan = without_second_half(model)
+    small = gbn.prune(model, plan)
+    with torch.no_grad():  # already as good as can be
+        small.two.weight.copy_(model.two.weight[:, :4] + 2 * model.two.weight[:, 4:])
+    weight = small.two.weight.clone()
+    settings = gbn.RefitSettings(rows=24, ridge=1e-9)
+    assert gbn.refit(model, small, plan, [images(1)], settings).error_left == {}
+    assert torch.equal(weight, small.two.weight)
+
+
+def test_an_offset_goes_into_the_mean_of_the_norm_behind():
+    """Channels that are constant carry an offset and nothing else: a norm can take it all."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 6, 1, bias=False), nn.BatchNorm2d(6),
+        nn.ReLU(), nn.Conv2d(6, 4, 1),
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        model[0].weight[4:], model[0].bias[4:] = 0.0, 3.0
+    groups = gbn.trace(model, images(1))
+    alive = np.ones(groups.num_atoms, dtype=np.bool_)
+    alive[[*next(g for g in groups.groups if g.name == "0").atoms][4:]] = False
+    plan = gbn.PrunePlan.of(groups, alive)
+    small = gbn.prune(model, plan)
+    x = images(16, seed=9)
+    before = (small(x) - model(x)).abs().max()
+    gbn.refit(model, small, plan, [images(16, 1)], gbn.RefitSettings(ridge=1e-6))
+    assert (small(x) - model(x)).abs().max() < 1e-3 * before
+    expected = model[3].running_mean - 3.0 * model[2].weight[:, 4:].sum(1).flatten()
+    assert torch.allclose(small[3].running_mean, expected, atol=1e-3)
