@@ -28,7 +28,7 @@ from pipeline.errors import UsageError
 
 DEFAULT_EPOCHS = 10
 """Training budget of a run that has data and does not say."""
-DATA_FREE_EPOCHS = 60
+DATA_FREE_EPOCHS = 100
 """Training budget of a run without data: passes over the images that it makes."""
 
 _TEXT = "a string"

@@ -18,12 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+_DRAWN_BATCH = 16  # a draw a batch: with few images in each there are more draws to average over
+
 Ask = Callable[[], Any]
 """Gives the original network's outputs for the same images, without gradients."""
 
 
 class Objective(Protocol):
-    """A pair of losses over (N, ...) outputs."""
+    """A pair of losses over (N, ...) outputs.
+
+    score_batch: how many images are scored at a time at most; None takes whole batches.
+    """
+
+    @property
+    def score_batch(self) -> int | None: ...
 
     def score(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:
         """The loss whose gradients score channels."""
@@ -39,6 +47,7 @@ class LabelledClasses:
     distill: off, the labels alone teach; share: of the original's part.
     """
 
+    score_batch: int | None = None
     distill: bool = True
     share: float = 0.9
     temperature: float = 3.0
@@ -63,6 +72,7 @@ class OriginalClasses:
     probabilities: the network ends in a softmax, which is taken back first.
     """
 
+    score_batch: int | None = _DRAWN_BATCH
     probabilities: bool = False
     temperature: float = 3.0
 
@@ -82,6 +92,8 @@ class OriginalClasses:
 @dataclass(frozen=True, kw_only=True)
 class OriginalOutputs:
     """Outputs of any structure against those of the original; labels are not looked at."""
+
+    score_batch: int | None = _DRAWN_BATCH
 
     def score(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
         """`relative_distance` to outputs that are off by noise as large as they are themselves."""

@@ -111,7 +111,7 @@ class Trainer:
             for parameter in device_model.parameters():
                 parameter.grad = None
             with self._only_gates_learn(device_model, gates):
-                for images, labels in self._batches(batches.start, len(batches)):
+                for images, labels in self._score_batches(batches):
                     loss = self._loss(self._settings.objective.score, device_model, images, labels)
                     if not math.isfinite(float(loss.detach())):
                         raise CompressError("the loss is not finite while scoring: check the data")
@@ -213,6 +213,11 @@ class Trainer:
     def _batches(self, start: int, count: int) -> Iterator[Batch]:
         for images, labels in self.stream.take(start, count):
             yield self._place(images), self._fabric.to_device(labels)
+
+    def _score_batches(self, batches: range) -> Iterator[Batch]:
+        for images, labels in self._batches(batches.start, len(batches)):
+            size = self._settings.objective.score_batch or len(images)
+            yield from zip(images.split(size), labels.split(size), strict=True)
 
     def _place(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format

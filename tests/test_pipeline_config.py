@@ -127,7 +127,7 @@ def test_the_output_lies_beside_the_model_by_default(model: Path) -> None:
 def test_epochs_default_to_more_passes_over_the_few_images_of_a_run_without_data(
     model: Path,
 ) -> None:
-    assert _config(model).recovery.epochs == 60
+    assert _config(model).recovery.epochs == 100
     assert _config(model, data="photos").recovery.epochs == 10
 
 
