@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from exporters.errors import ExportError, ProviderError
 
 if TYPE_CHECKING:
-    from exporters.accuracy import Accuracy, top1
+    from exporters.accuracy import Accuracy, mean_metric, top1
     from exporters.capture import export_program
     from exporters.cleanup import clean
     from exporters.files import load_onnx
@@ -46,12 +46,13 @@ __all__ = [
     "export_onnx",
     "export_program",
     "load_onnx",
+    "mean_metric",
     "open_session",
     "top1",
 ]
 
 _HOME = {
-    "accuracy": ("Accuracy", "top1"),
+    "accuracy": ("Accuracy", "mean_metric", "top1"),
     "capture": ("export_program",),
     "cleanup": ("clean",),
     "files": ("load_onnx",),

@@ -22,6 +22,7 @@ from pipeline.data import Data, DataRequest, load_data
 from pipeline.errors import UsageError
 from pipeline.importers import LoadedModel, load_model
 from pipeline.importers.source import model_source
+from pipeline.tasks import Judge, load_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Baseline:
     data: Data | None
     groups: gbn.ChannelGroups
     cost: exporters.OnnxCost
+    judge: Judge
     accuracy: exporters.Accuracy | None
     onnx: Path
     session: Session
@@ -76,6 +78,7 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     """Load, export, measure and trace the model; files go into `scratch`."""
     console.stage("import")
     device = resolve_device(config.device)
+    task = load_task(config.data.task)
     loaded = load_model(model_source(config.model))
     console.say(loaded.description)
     for warning in loaded.warnings:
@@ -107,14 +110,14 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     _say_frozen(groups, console)
     # What costs more comes after what may still be refused at once.
     data = _load_data(config, loaded, console)
-    found = None
+    judge, found = Judge(task=task), None
     if data is not None:
-        found = verify.accuracy(session, data, console, "baseline accuracy")
-        console.say(f"baseline: {found.value:.2%} top-1 on {found.samples} validation images")
-        verify.require_better_than_chance(found, data, loaded.num_outputs or 2)
+        judge = Judge.make(task, loaded.module, data.train_loader(0))
+        found = _measure_accuracy(session, data, judge, loaded, console)
     return Baseline(
         loaded=loaded,
         data=data,
+        judge=judge,
         groups=groups,
         cost=cost,
         accuracy=found,
@@ -123,6 +126,19 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
         probes=verify.Probes.make(loaded.input_size, data, config.recovery.seed),
         device=device,
     )
+
+
+def _measure_accuracy(
+    session: Session, data: Data, judge: Judge, loaded: LoadedModel, console: RunConsole
+) -> exporters.Accuracy:
+    found = verify.accuracy(session, data, judge, console, "baseline accuracy")
+    on = f"on {found.samples} validation images"
+    if judge.task.is_classification:
+        console.say(f"baseline: {found.value:.2%} top-1 {on}")
+        verify.require_better_than_chance(found, data, loaded.num_outputs or 2)
+    else:
+        console.say(f"baseline: {found.metric} {found.value:.4g} {on}")
+    return found
 
 
 def resolve_device(name: str) -> torch.device:
@@ -180,13 +196,18 @@ def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> D
             workers=wanted.workers,
             augment=wanted.augment,
             seed=config.recovery.seed,
+            any_targets=wanted.task is not None,
         )
     )
-    if loaded.num_outputs is None:
-        raise UsageError("the model's output is not (N, classes): only classifiers take --data yet")
-    if data.num_classes is not None and data.num_classes > loaded.num_outputs:
+    if loaded.num_outputs is None and wanted.task is None:
         raise UsageError(
-            f"the data has {data.num_classes} classes, the model only {loaded.num_outputs} outputs"
+            "the model's output is not (N, classes): give its loss and metric by --task, or leave "
+            "--data out"
+        )
+    num_outputs = loaded.num_outputs if wanted.task is None else None
+    if num_outputs is not None and (data.num_classes or 0) > num_outputs:
+        raise UsageError(
+            f"the data has {data.num_classes} classes, the model only {num_outputs} outputs"
         )
     console.say(
         f"data: {data.num_train} training and {data.num_val} validation images; "

@@ -132,6 +132,7 @@ OPTIONS = (
     _option("Data", "--batch-size", type=int, metavar="N", help="Default: 128."),
     _option("Data", "--workers", type=int, metavar="N", help="Decoding threads. Default: 2."),
     _option("Data", "--augment", type=AUGMENT, metavar="HOW", help=AUGMENT_HELP),
+    _option("Data", "--task", metavar="FILE.py:FACTORY", help="Own loss and metric."),
     _option("Recovery", "--epochs", type=int, metavar="N", help=f"In all. {EPOCHS_DEFAULT}"),
     _option("Recovery", "--lr", type=float, metavar="X", help="Peak learning rate."),
     _option("Recovery", "--no-distill", is_flag=True, help="Learn from the labels alone."),

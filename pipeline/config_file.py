@@ -51,6 +51,7 @@ OPTION_KINDS: dict[str, str] = {
     "batch_size": _WHOLE,
     "workers": _WHOLE,
     "augment": _TEXT,
+    "task": _TEXT,
     "epochs": _WHOLE,
     "lr": _NUMBER,
     "no_distill": _FLAG,
@@ -212,7 +213,7 @@ def _target_config(given: Mapping[str, Any]) -> TargetConfig:
 
 
 def _data_config(given: Mapping[str, Any]) -> DataConfig:
-    options = _picked(given, "batch_size", "workers", "augment")
+    options = _picked(given, "batch_size", "workers", "augment", "task")
     for name in ("mean", "std"):
         if name in given:
             options[name] = _numbers(f"--{name}", given[name], float, "0.485,0.456,0.406")

@@ -1,8 +1,8 @@
 """Scoring and training on Lightning Fabric: one device, mixed precision on CUDA.
 
 Enters: a network, data, and a phase of the schedule. Leaves: gate scores, or the network trained.
-The original network teaches: the loss is mostly the distance to its softened outputs (Hinton et
-al. 2015), the rest the labels. Nothing here decides what goes.
+The original network teaches: the loss is mostly the task's distance to its outputs, the rest the
+task's own loss. Nothing here decides what goes.
 """
 
 import copy
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import CompressError
+from pipeline.tasks import CLASSIFICATION, Task
 
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
@@ -32,13 +32,13 @@ _BN_BATCHES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """`peak_lr` of SGD; `distill`: learn from the teacher; its share and temperature."""
+    """`peak_lr` of SGD; `distill`: learn from the teacher, by which share; what is learnt."""
 
     peak_lr: float
     distill: bool
     distill_share: float = 0.9
-    temperature: float = 3.0
     seed: int = 0
+    task: Task = CLASSIFICATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +107,9 @@ class Trainer:
             for parameter in device_model.parameters():
                 parameter.grad = None
             with self._only_gates_learn(device_model, gates):
-                for images, labels in self._batches(batches.start, len(batches)):
+                for images, targets in self._batches(batches.start, len(batches)):
                     with self._fabric.autocast():
-                        loss = F.cross_entropy(device_model(images), labels)
+                        loss = self._settings.task.loss(device_model(images), targets)
                     if not math.isfinite(float(loss.detach())):
                         raise CompressError("the loss is not finite while scoring: check the data")
                     self._fabric.backward(loss)
@@ -136,13 +136,13 @@ class Trainer:
         batches = self._batches(start + done, phase.batches - done)
         with self._console.progress(label, total=phase.batches) as advance:
             advance(done)
-            for step, (images, labels) in enumerate(batches, start=done):
+            for step, (images, targets) in enumerate(batches, start=done):
                 if step == done or step % self.stream.per_epoch == 0:
                     # dropout repeats itself, also in a run that is resumed here
                     torch.manual_seed(self._settings.seed + start + step)
                 for group in optimizer.param_groups:
                     group["lr"] = self._settings.peak_lr * lr_share(phase, step)
-                loss = self._loss(wrapped, images, labels)
+                loss = self._loss(wrapped, images, targets)
                 if not math.isfinite(float(loss.detach())):
                     raise CompressError(
                         f"the loss is not finite in {label}, step {step}: lower --lr "
@@ -185,27 +185,21 @@ class Trainer:
                 norm.momentum = momentum
             model.eval()
 
-    def _loss(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, model: nn.Module, images: Tensor, targets: Any) -> Tensor:
+        task = self._settings.task
         with self._fabric.autocast():
-            logits = model(images)
-            hard = F.cross_entropy(logits, labels)
+            outputs = model(images)
+            own = task.loss(outputs, targets)
             if not self._settings.distill:
-                return hard
+                return own
             with torch.no_grad():
                 taught = self._teacher(images)
-        t = self._settings.temperature
-        soft = F.kl_div(
-            F.log_softmax(logits.float() / t, 1),
-            F.log_softmax(taught.float() / t, 1),
-            reduction="batchmean",
-            log_target=True,
-        )
         share = self._settings.distill_share
-        return share * t * t * soft + (1 - share) * hard
+        return share * task.distillation(outputs, taught) + (1 - share) * own
 
     def _batches(self, start: int, count: int) -> Iterator[Batch]:
-        for images, labels in self.stream.take(start, count):
-            yield self._place(images), self._fabric.to_device(labels)
+        for images, targets in self.stream.take(start, count):
+            yield self._place(images), self._fabric.to_device(targets)
 
     def _place(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
