@@ -22,6 +22,7 @@ from pipeline.data import Data, DataRequest, load_data
 from pipeline.errors import UsageError
 from pipeline.importers import LoadedModel, load_model
 from pipeline.importers.source import model_source
+from pipeline.recipes import RECIPES
 from pipeline.tasks import Judge, load_task
 
 
@@ -219,8 +220,11 @@ def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> D
 def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal:
     """Targets in the tracer's units; says them, and refuses what no cut can reach."""
     target, groups, cost = config.target, baseline.groups, baseline.cost
+    recipe = RECIPES[config.recovery.recipe]
     settings = gbn.PlanSettings(
-        multiple=config.constraints.channel_multiple, min_channels=config.constraints.min_channels
+        multiple=config.constraints.channel_multiple,
+        min_channels=config.constraints.min_channels,
+        rank=recipe.rank,
     )
     everything = np.ones(groups.num_atoms, dtype=np.bool_)
     asked: dict[str, int | None] = {"flops": None, "params": None}
@@ -245,7 +249,7 @@ def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal
         "FLOPs are multiply-accumulates of convolutions, linear layers and matrix products on the "
         f"exported graph at batch 1; not counted: {dict(cost.uncounted)}"
     )
-    return Goal(flops=asked["flops"], params=asked["params"], settings=settings)
+    return Goal(flops=asked["flops"], params=asked["params"], settings=settings, recipe=recipe)
 
 
 def _plain(value: object) -> str:

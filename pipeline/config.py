@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
+RECIPES = ("default", "gbn-2019")
 AUGMENTATIONS = ("auto", "standard", "none")
 MIN_OPSET = 18
 MAX_OPSET = 23
@@ -157,8 +158,10 @@ class RecoveryConfig:
 
     epochs: int = 0
     """The whole training budget, in passes over the training set."""
+    recipe: str = RECIPES[0]
+    """"default", or "gbn-2019": the method as it was published."""
     lr: float | None = None
-    """Peak learning rate; None takes the default."""
+    """Peak learning rate; None takes the recipe's."""
     distill: bool = True
     """Whether the unpruned network teaches the pruned one."""
     seed: int = 0
@@ -166,6 +169,10 @@ class RecoveryConfig:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"--epochs: {self.epochs} is below 0")
+        _require(
+            self.recipe in RECIPES,
+            f"--recipe: {self.recipe!r} is not one of {', '.join(RECIPES)}",
+        )
         good_lr = self.lr is None or (math.isfinite(self.lr) and self.lr > 0)
         _require(good_lr, f"--lr: {self.lr} is not a finite number above 0")
         _require(0 <= self.seed < 2**32, f"--seed: {self.seed} is outside 0 to 4294967295")
@@ -250,6 +257,10 @@ class RunConfig:
         _require(
             not (without_data and self.target.max_accuracy_drop is not None),
             "--max-accuracy-drop cannot be checked without --data: give --data with labels",
+        )
+        _require(
+            not (without_data and self.recovery.recipe != RECIPES[0]),
+            f"--recipe {self.recovery.recipe} scores channels by the loss: give --data",
         )
         drop = self.target.max_accuracy_drop
         _require(

@@ -53,6 +53,7 @@ OPTION_KINDS: dict[str, str] = {
     "augment": _TEXT,
     "task": _TEXT,
     "epochs": _WHOLE,
+    "recipe": _TEXT,
     "lr": _NUMBER,
     "no_distill": _FLAG,
     "seed": _WHOLE,
@@ -152,7 +153,7 @@ def build_config(options: Mapping[str, Any]) -> RunConfig:
     recovery = RecoveryConfig(
         epochs=given.get("epochs", default_epochs),
         distill=not given.get("no_distill", False),
-        **_picked(given, "lr", "seed"),
+        **_picked(given, "recipe", "lr", "seed"),
     )
     return RunConfig(
         model=ModelConfig(path=path, **_model_options(given)),

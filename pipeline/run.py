@@ -40,7 +40,6 @@ from pipeline.report import (
 from pipeline.rundir import RunDirectory, check_out
 from pipeline.training import Trainer, TrainingSettings
 
-_PEAK_LR = 0.05
 _PROOF_IMAGES = 2
 
 
@@ -87,8 +86,9 @@ def _compress(
             precision="bf16-mixed" if device.type == "cuda" else "32-true",
         )
         settings = TrainingSettings(
-            peak_lr=config.recovery.lr or _PEAK_LR,
-            distill=config.recovery.distill,
+            peak_lr=config.recovery.lr or goal.recipe.peak_lr,
+            distill=config.recovery.distill and goal.recipe.distill,
+            decay_all=goal.recipe.decay_all,
             seed=config.recovery.seed,
             task=baseline.judge.task,
         )
