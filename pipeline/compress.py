@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 import gbn
 from gbn.groups import Mask
-from gbn.ticktock import Phase, schedule
+from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.errors import UsageError
+from pipeline.recipes import RECIPES, Recipe
 from pipeline.rundir import RunDirectory
 from pipeline.training import Progress, Trainer
 
@@ -29,11 +30,15 @@ _STAGE = "compress"
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What the cut must reach: MACs and parameters as the tracer counts them; None: not asked."""
+    """What the cut must reach: MACs and parameters as the tracer counts them; None: not asked.
+
+    recipe: the way there.
+    """
 
     flops: int | None
     params: int | None
     settings: gbn.PlanSettings
+    recipe: Recipe = RECIPES["default"]
 
 
 @dataclass(kw_only=True)
@@ -86,7 +91,9 @@ class Compressor:
         ]
         if self._trainer is None:
             return (Phase(kind="tick", batches=0),) if min(shares) < 1 else ()
-        return schedule(budget=epochs * self._trainer.stream.per_epoch, target=min(shares))
+        return self._goal.recipe.schedule(
+            budget=epochs * self._trainer.stream.per_epoch, target=min(shares)
+        )
 
     def compress(self, epochs: int) -> Compressed:
         """Run all phases that are not done yet. Raises ProofFailed, UnreachableTarget."""
@@ -120,11 +127,10 @@ class Compressor:
         return gbn.PrunePlan.of(self._groups, alive)
 
     def _tick(self, now: Compressed, phase: Phase, label: str) -> None:
-        batches = range(now.position, now.position + phase.batches)
         if self._trainer is None:
             scores = gbn.magnitude_scores(now.model, self._groups)
         else:
-            scores = self._trainer.score(now.model, self._groups, now.alive, batches)
+            scores = self._trainer.score(now.model, self._groups, now.alive, phase, now.position)
             now.model.cpu()
         flops, params = (
             None if asked is None else asked + round(phase.keep * max(whole - asked, 0))
@@ -184,7 +190,7 @@ class Compressor:
             self._save(now)
 
         progress = Progress(step=now.step, optimizer=now.optimizer, save=save)
-        self._trainer.train(now.model, phase, now.position, label, progress)
+        self._trainer.train(now.model, self._groups, phase, now.position, label, progress)
         now.model.cpu()
 
     def _save(self, now: Compressed) -> None:

@@ -43,7 +43,6 @@ from pipeline.report import (
 from pipeline.rundir import RunDirectory, check_out
 from pipeline.training import Trainer, TrainingSettings
 
-_PEAK_LR = 0.05
 _PROOF_IMAGES = 2
 
 
@@ -96,9 +95,11 @@ def _compress(
             precision="bf16-mixed" if device.type == "cuda" else "32-true",
         )
         settings = TrainingSettings(
-            peak_lr=config.recovery.lr or _PEAK_LR,
-            distill=config.recovery.distill,
+            peak_lr=config.recovery.lr or goal.recipe.peak_lr,
+            distill=config.recovery.distill and goal.recipe.distill,
+            decay_all=goal.recipe.decay_all,
             seed=config.recovery.seed,
+            task=baseline.judge.task,
         )
         trainer = Trainer(fabric, data, loaded.module, settings, console)
     probe = baseline.probes.mixed(_PROOF_IMAGES)
@@ -202,8 +203,8 @@ def _measure(
     if data is None or baseline.accuracy is None:
         skipped["accuracy"] = "no data was given"
     else:
-        found = verify.accuracy(after, data, console, "accuracy")
-        accuracy = verify.accuracies(baseline.accuracy, found)
+        found = verify.accuracy(after, data, baseline.judge, console, "accuracy")
+        accuracy = verify.accuracies(baseline.accuracy, found, baseline.judge.task)
     surgery = None
     if compressed.surgery:
         worst = max(compressed.surgery, key=lambda s: s["max_abs_diff"] / s["tolerance"])
