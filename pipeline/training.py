@@ -123,8 +123,7 @@ class Trainer:
                 lr = self._settings.peak_lr * phase.lr_from
                 optimizer = self._sgd(list(learning.values()), lr) if learns else None
                 for images, targets in self._batches(start, phase.batches):
-                    with self._fabric.autocast():
-                        loss = self._settings.task.loss(model(images), targets)
+                    loss = self._loss(model, images, targets)
                     if not math.isfinite(float(loss.detach())):
                         raise CompressError("the loss is not finite while scoring: check the data")
                     self._fabric.backward(loss)
