@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-onnx-resnet20 bench-verdict bench-accuracy
+.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-onnx-resnet20 bench-verdict bench-accuracy bench-data-free
 
 install: $(STAMP)
 
@@ -44,6 +44,11 @@ bench-coverage: install
 
 bench-onnx-in: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.onnx_in
+
+# Torch-Pruning, beside which the result is shown, is installed for these targets alone.
+bench-data-free: install
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target bench-runs/peers torch-pruning==1.6.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.data_free
 
 bench-verdict: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.verdict

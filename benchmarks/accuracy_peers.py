@@ -71,7 +71,7 @@ def main(method: str, keep: float, epochs: int, seed: int) -> dict[str, Any]:
     peer, original = METHODS[method], trained_network()
     images = data(seed)
     recipe = RECIPES["default"]
-    settings = TrainingSettings(peak_lr=recipe.peak_lr, distill=True, seed=seed)
+    settings = TrainingSettings(peak_lr=recipe.peak_lr, seed=seed)
     fabric = Fabric(accelerator="cpu", devices=1)
     trainer = Trainer(fabric, images, original, settings, RunConsole(verbosity=-1))
     groups = gbn.trace(original, torch.zeros(1, *INPUT))

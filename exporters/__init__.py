@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from exporters.capture import export_program
     from exporters.cleanup import clean
     from exporters.cores import on_core, quiet_cores, usable_cores
+    from exporters.fidelity import Fidelity, agreement, relative_error
     from exporters.file_parity import Parity, check_session_parity
     from exporters.files import load_onnx, onnx_size_bytes
     from exporters.inputs import fixed_batch, random_inputs
@@ -50,6 +51,7 @@ __all__ = [
     "Accuracy",
     "ExportError",
     "ExportRequest",
+    "Fidelity",
     "Int8Request",
     "Int8Result",
     "LatencyComparison",
@@ -64,6 +66,7 @@ __all__ = [
     "ProviderError",
     "Session",
     "Timed",
+    "agreement",
     "check_parity",
     "check_session_parity",
     "clean",
@@ -81,6 +84,7 @@ __all__ = [
     "peak_memory_bytes",
     "quiet_cores",
     "random_inputs",
+    "relative_error",
     "to_fp16",
     "to_int8",
     "top1",
@@ -93,6 +97,7 @@ _HOME = {
     "capture": ("export_program",),
     "cleanup": ("clean",),
     "cores": ("on_core", "quiet_cores", "usable_cores"),
+    "fidelity": ("Fidelity", "agreement", "relative_error"),
     "files": ("load_onnx", "onnx_size_bytes"),
     "latency": (
         *("LatencyComparison", "LatencyMeasurement", "LatencySettings", "LatencyStats", "Timed"),

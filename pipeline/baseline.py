@@ -187,7 +187,9 @@ def _all_learn(loaded: LoadedModel, console: RunConsole) -> None:
 def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> Data | None:
     wanted = config.data
     if wanted.source is None:
-        console.warn("no --data: scores come from the weights alone, and accuracy is not measured")
+        console.warn(
+            "no --data: images are made from the network itself, and accuracy is not measured"
+        )
         return None
     data = load_data(
         DataRequest(

@@ -18,6 +18,7 @@ from pipeline.cli_deploy import bench, verify
 from pipeline.cli_errors import RunState, guarded, terminated_as_interrupted
 from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PRECISIONS, PROVIDERS, RECIPES
 from pipeline.config_file import (
+    DATA_FREE_EPOCHS,
     DEFAULT_EPOCHS,
     build_config,
     inspect_request,
@@ -101,7 +102,7 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
         ctx.default_map = read_config_file(path)
 
 
-EPOCHS_DEFAULT = f"Default: {DEFAULT_EPOCHS} with --data."
+EPOCHS_DEFAULT = f"Default: {DEFAULT_EPOCHS}; without --data {DATA_FREE_EPOCHS}."
 FREEZE_HELP = "Modules that keep every channel; repeatable."
 INSERT_BN_HELP = "Train ONNX files with norms put back."
 NORMS_HELP = "LayerNorm and the like may lose channels."

@@ -40,6 +40,14 @@ class Goal:
     settings: gbn.PlanSettings
     recipe: Recipe = RECIPES["default"]
 
+    def holds_uncut(self, groups: gbn.ChannelGroups) -> bool:
+        """Whether the whole network is within it already."""
+        everything = np.ones(groups.num_atoms, dtype=np.bool_)
+        asked = ((self.flops, gbn.CostModel.macs), (self.params, gbn.CostModel.params))
+        return all(
+            limit is None or limit >= cost(groups).total(everything) for limit, cost in asked
+        )
+
 
 @dataclass(kw_only=True)
 class Compressed:

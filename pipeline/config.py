@@ -99,7 +99,7 @@ class TargetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The user's data; without a source the run is data-free."""
+    """The user's data; without a source the run is data-free: it makes its own images."""
 
     source: str | None = None
     """A folder of images, an .npz file, FILE.py:FACTORY or package.module:FACTORY."""
@@ -158,7 +158,8 @@ class RecoveryConfig:
     """How lost accuracy is won back."""
 
     epochs: int = 0
-    """The whole training budget, in passes over the training set."""
+    """The whole training budget, in passes over the training set; without data, over the images
+    that the run makes."""
     recipe: str = RECIPES[0]
     """"default", or "gbn-2019": the method as it was published."""
     lr: float | None = None
@@ -263,8 +264,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         without_data = self.data.source is None
         _require(
-            not (without_data and self.recovery.epochs > 0),
-            f"--epochs {self.recovery.epochs} needs data to train on: give --data, or --epochs 0",
+            self.recovery.distill or not without_data,
+            "--no-distill learns from labels alone: give --data with labels, or leave it out",
         )
         _require(
             not (without_data and self.target.max_accuracy_drop is not None),

@@ -28,6 +28,8 @@ from pipeline.errors import UsageError
 
 DEFAULT_EPOCHS = 10
 """Training budget of a run that has data and does not say."""
+DATA_FREE_EPOCHS = 100
+"""Training budget of a run without data: passes over the images that it makes."""
 
 _TEXT = "a string"
 _FLAG = "true or false"
@@ -152,7 +154,7 @@ def build_config(options: Mapping[str, Any]) -> RunConfig:
     if given.get("verbose") and given.get("quiet"):
         raise UsageError("-v and -q contradict each other: give one")
     path = Path(given["model"])
-    default_epochs = DEFAULT_EPOCHS if "data" in given else 0
+    default_epochs = DEFAULT_EPOCHS if "data" in given else DATA_FREE_EPOCHS
     recovery = RecoveryConfig(
         epochs=given.get("epochs", default_epochs),
         distill=not given.get("no_distill", False),

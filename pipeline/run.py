@@ -9,13 +9,13 @@ is measured and the target is known to be reachable, nothing is written.
 import json
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import safetensors.torch
 import torch
-from lightning_fabric import Fabric
 from lightning_fabric.utilities.seed import seed_everything
 
 import exporters
@@ -27,9 +27,11 @@ from pipeline.baseline import Baseline, measure_baseline, set_goal
 from pipeline.compress import Compressed, Compressor, Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
+from pipeline.data_free import MadeData, NothingMade
 from pipeline.exporting import counted_shapes, export_request
 from pipeline.folded_norms import fold_norms, without_norms
 from pipeline.precision import FP32_FILE, add_ort, convert
+from pipeline.recovery import prepare
 from pipeline.report import (
     BeforeAfter,
     Difference,
@@ -41,9 +43,17 @@ from pipeline.report import (
     render_html,
 )
 from pipeline.rundir import RunDirectory, check_out
-from pipeline.training import Trainer, TrainingSettings
 
 _PROOF_IMAGES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """The compressed network, the plan that made it, and the images made for it, if any."""
+
+    compressed: Compressed
+    plan: gbn.PrunePlan
+    made: MadeData | NothingMade | None
 
 
 def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
@@ -70,9 +80,11 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
                     "notes": list(baseline.loaded.warnings),
                 }
             ]
-            compressed, compressor = _compress(config, baseline, goal, run, console)
-            stages += compressed.curve
-            return _finish(config, baseline, compressed, compressor, run, console, stages)
+            outcome = _compress(config, baseline, goal, run, console)
+            if isinstance(outcome.made, MadeData):
+                stages.append({"name": "images", "seconds": outcome.made.seconds})
+            stages += outcome.compressed.curve
+            return _finish(config, baseline, outcome, run, console, stages)
 
 
 def _say_groups(baseline: Baseline, console: RunConsole) -> None:
@@ -83,42 +95,30 @@ def _say_groups(baseline: Baseline, console: RunConsole) -> None:
 
 def _compress(
     config: RunConfig, baseline: Baseline, goal: Goal, run: RunDirectory, console: RunConsole
-) -> tuple[Compressed, Compressor]:
+) -> _Outcome:
+    recovery = prepare(config, baseline, goal, run, console)
     console.stage("compress")
-    loaded, data = baseline.loaded, baseline.data
-    trainer = None
-    if data is not None:
-        device = baseline.device
-        fabric = Fabric(
-            accelerator=device.type,
-            devices=1 if device.index is None else [device.index],
-            precision="bf16-mixed" if device.type == "cuda" else "32-true",
-        )
-        settings = TrainingSettings(
-            peak_lr=config.recovery.lr or goal.recipe.peak_lr,
-            distill=config.recovery.distill and goal.recipe.distill,
-            decay_all=goal.recipe.decay_all,
-            seed=config.recovery.seed,
-            task=baseline.judge.task,
-        )
-        trainer = Trainer(fabric, data, loaded.module, settings, console)
     probe = baseline.probes.mixed(_PROOF_IMAGES)
-    compressor = Compressor(loaded.module, baseline.groups, goal, trainer, probe, run, console)
-    return compressor.compress(config.recovery.epochs), compressor
+    compressor = Compressor(
+        baseline.loaded.module, baseline.groups, goal, recovery.trainer, probe, run, console
+    )
+    compressed = compressor.compress(config.recovery.epochs)
+    plan = compressor.plan(compressed.alive)
+    return _Outcome(compressed=compressed, plan=plan, made=recovery.made)
 
 
 def _finish(
     config: RunConfig,
     baseline: Baseline,
-    compressed: Compressed,
-    compressor: Compressor,
+    outcome: _Outcome,
     run: RunDirectory,
     console: RunConsole,
     stages: list[dict[str, Any]],
 ) -> Report:
     console.stage("export")
     began = monotonic()
-    plan = without_norms(compressor.plan(compressed.alive), compressed.model)
+    compressed = outcome.compressed
+    plan = without_norms(outcome.plan, compressed.model)
     compressed.model = fold_norms(compressed.model)
     _write_artefacts(config, baseline, compressed.model.eval(), plan, run)
     precision = convert(config, baseline, run, console) | add_ort(config, baseline, run)
@@ -127,7 +127,7 @@ def _finish(
     console.stage("verify")
     began = monotonic()
     session = exporters.open_session(run.path / "model.onnx", config.deploy.provider)
-    measured = _measure(config, baseline, compressed, session, console)
+    measured = _measure(config, baseline, outcome, session, console)
     stages.append({"name": "verify", "seconds": round(monotonic() - began, 2)})
     report = build_report(
         Measurements(
@@ -189,11 +189,12 @@ def _group_row(group: GroupWidth) -> dict[str, Any]:
 def _measure(
     config: RunConfig,
     baseline: Baseline,
-    compressed: Compressed,
+    outcome: _Outcome,
     after: Session,
     console: RunConsole,
 ) -> dict[str, Any]:
     loaded, data, cost = baseline.loaded, baseline.data, baseline.cost
+    compressed, made = outcome.compressed, outcome.made
     # Counted where weights are floats; what precision changes is the size.
     is_fp32 = config.deploy.precision == "fp32"
     counted = config.out / ("model.onnx" if is_fp32 else FP32_FILE)
@@ -224,6 +225,8 @@ def _measure(
         "params": BeforeAfter(before=cost.num_params, after=result.num_params),
         "size_bytes": BeforeAfter(before=cost.size_bytes, after=_size_bytes(config)),
         "accuracy": accuracy,
+        "fidelity": verify.fidelity(baseline.session, after, made),
+        "data_free": made.described if made is not None else None,
         "surgery": surgery,
         "parity": _parity(config, baseline, compressed, after),
         "latency": timed,

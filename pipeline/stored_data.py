@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from pipeline.augment import centre_crop, flip, resized_crop, shift
-from pipeline.data_types import Batch, DataRequest
+from pipeline.data_types import Batch, DataRequest, Loader
 from pipeline.errors import UsageError
 
 
@@ -119,7 +119,7 @@ class StoredData:
 
     def train_loader(
         self, epoch: int, *, batch_size: int | None = None, subset: int | None = None
-    ) -> SplitLoader:
+    ) -> Loader:
         """See `Data`. Raises UsageError for a subset larger than the training set."""
         if subset is not None and not 1 <= subset <= self.num_train:
             raise UsageError(f"a subset of {subset} of {self.num_train} training images: too many")

@@ -23,15 +23,15 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from pipeline.errors import UsageError, one_line
 from pipeline.importers.callables import FOREIGN_ERRORS, resolve_callable
+from pipeline.objectives import Ask, float_tensors, relative_distance, softened_distance
 
 Loss = Callable[[Any, Any], Tensor]
 
 _TEMPERATURE = 3.0
-_TINY = 1e-12
 _PARTS = {"loss": None, "metric": None, "metric_name": str, "higher_is_better": bool}
 _NEEDED = f"it needs {', '.join(_PARTS)} (docs/tasks.md)"
 
@@ -60,28 +60,41 @@ class Task:
 
 
 def softened_divergence(outputs: Tensor, taught: Tensor) -> Tensor:
-    """Hinton et al. 2015: KL divergence at a temperature, times its square. Both (N, classes)."""
-    soft = F.kl_div(
-        F.log_softmax(outputs.float() / _TEMPERATURE, 1),
-        F.log_softmax(taught.float() / _TEMPERATURE, 1),
-        reduction="batchmean",
-        log_target=True,
-    )
-    return soft * _TEMPERATURE**2
+    """`softened_distance` at the usual temperature. Both (N, classes)."""
+    return softened_distance(outputs, taught, _TEMPERATURE)
 
 
 def relative_squared_error(outputs: Any, taught: Any) -> Tensor:
-    """Mean squared error over the mean square of what is taught, averaged over the tensors."""
-    pairs = zip(tree_leaves(outputs), tree_leaves(taught), strict=True)
-    errors = [
-        F.mse_loss(own.float(), other.float()) / other.float().square().mean().clamp_min(_TINY)
-        for own, other in pairs
-        if isinstance(own, Tensor) and own.is_floating_point()
-    ]
-    return torch.stack(errors).mean()
+    """`relative_distance` of outputs of any structure."""
+    return relative_distance(float_tensors(outputs), float_tensors(taught))
 
 
 CLASSIFICATION = Task(loss=F.cross_entropy, distillation=softened_divergence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskObjective:
+    """The task's own loss, mostly through the original network's outputs (Hinton et al. 2015).
+
+    distill: off, the targets alone teach; share: of the original's part.
+    """
+
+    task: Task = CLASSIFICATION
+    distill: bool = True
+    share: float = 0.9
+    score_batch: int | None = None
+
+    def score(self, outputs: Any, labels: Any, original: Ask) -> Tensor:
+        """What is trained: at first the original says nothing, and the targets alone score."""
+        return self.learn(outputs, labels, original)
+
+    def learn(self, outputs: Any, labels: Any, original: Ask) -> Tensor:
+        """The task's loss, and the distance to the original's outputs."""
+        own = self.task.loss(outputs, labels)
+        if not self.distill:
+            return own
+        taught = self.task.distillation(outputs, original())
+        return self.share * taught + (1 - self.share) * own
 
 
 def load_task(spec: str | None) -> Task:

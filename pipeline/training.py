@@ -1,8 +1,8 @@
 """Scoring and training on Lightning Fabric: one device, mixed precision on CUDA.
 
-Enters: a network, data, and a phase of the schedule. Leaves: gate scores, or the network trained.
-The original network teaches: the loss is mostly the task's distance to its outputs, the rest the
-task's own loss. Nothing here decides what goes.
+Enters: a network, data, an objective and a phase of the schedule. Leaves: gate scores, or the
+network trained. The original network teaches, if the objective asks it. Nothing here decides what
+goes.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,26 +24,27 @@ from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import CompressError
 from pipeline.learning import Frozen, last_linear, learn_in_leaves, lr_share, sgd
-from pipeline.tasks import CLASSIFICATION, Task
+from pipeline.objectives import Ask, Objective
+from pipeline.tasks import TaskObjective
 
 _CLIP_NORM = 5.0
 _BN_BATCHES = 16
 _REFIT_BATCHES = 4
 
+Loss = Callable[[Any, Tensor, Ask], Tensor]
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """`peak_lr` of SGD; `distill`: learn from the teacher, by which share; what is learnt.
+    """`peak_lr` of SGD; `objective`: what the network is scored by and trained for.
 
     decay_all: weight decay for biases and norms too, which it only shrinks.
     """
 
     peak_lr: float
-    distill: bool
-    distill_share: float = 0.9
+    objective: Objective = field(default_factory=TaskObjective)
     decay_all: bool = False
     seed: int = 0
-    task: Task = CLASSIFICATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,8 @@ class Trainer:
         learns = phase.lr_from > 0
         if learns:
             learn_in_leaves(model)
-            torch.manual_seed(self._settings.seed + start)
+        # an objective that draws draws the same in a run that is resumed here
+        torch.manual_seed(self._settings.seed + start)
         with gbn.Gates(model, groups) as gates:
             learning = {id(phi): phi for phi in gates.phi.values()}
             if learns:
@@ -122,8 +124,8 @@ class Trainer:
             with Frozen(model, keep=set(learning)):
                 lr = self._settings.peak_lr * phase.lr_from
                 optimizer = self._sgd(list(learning.values()), lr) if learns else None
-                for images, targets in self._batches(start, phase.batches):
-                    loss = self._loss(model, images, targets)
+                for images, targets in self._score_batches(start, phase.batches):
+                    loss = self._loss(self._settings.objective.score, model, images, targets)
                     if not math.isfinite(float(loss.detach())):
                         raise CompressError("the loss is not finite while scoring: check the data")
                     self._fabric.backward(loss)
@@ -180,7 +182,7 @@ class Trainer:
             for step, (images, targets) in enumerate(batches, start=work.first):
                 for group in optimizer.param_groups:
                     group["lr"] = self._settings.peak_lr * lr_share(work.phase, step)
-                loss = self._loss(wrapped, images, targets)
+                loss = self._loss(self._settings.objective.learn, wrapped, images, targets)
                 if work.gates is not None:
                     loss = loss + work.phase.penalty * work.gates.penalty()
                 if not math.isfinite(float(loss.detach())):
@@ -238,21 +240,27 @@ class Trainer:
                 norm.momentum = momentum
             model.eval()
 
-    def _loss(self, model: nn.Module, images: Tensor, targets: Any) -> Tensor:
-        task = self._settings.task
+    def _loss(self, kind: Loss, model: nn.Module, images: Tensor, targets: Any) -> Tensor:
         with self._fabric.autocast():
             outputs = model(images)
-            own = task.loss(outputs, targets)
-            if not self._settings.distill:
-                return own
-            with torch.no_grad():
-                taught = self._teacher(images)
-        share = self._settings.distill_share
-        return share * task.distillation(outputs, taught) + (1 - share) * own
+
+        def original() -> Any:
+            with torch.no_grad(), self._fabric.autocast():
+                return self._teacher(images)
+
+        return kind(outputs, targets, original)
 
     def _batches(self, start: int, count: int) -> Iterator[Batch]:
         for images, targets in self.stream.take(start, count):
             yield self._place(images), self._fabric.to_device(targets)
+
+    def _score_batches(self, start: int, count: int) -> Iterator[Batch]:
+        size = self._settings.objective.score_batch
+        for images, targets in self._batches(start, count):
+            if size is None:
+                yield images, targets
+            else:
+                yield from zip(images.split(size), targets.split(size), strict=True)
 
     def _place(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format

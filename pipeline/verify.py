@@ -15,13 +15,15 @@ import exporters
 from exporters.session import Session
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
+from pipeline.data_free import MadeData, NothingMade
 from pipeline.errors import UsageError
 from pipeline.exporting import at_other_sizes
 from pipeline.importers import LoadedModel
-from pipeline.report import Accuracy, Difference, Latency, LatencySummary
+from pipeline.report import Accuracy, Difference, Fidelity, Latency, LatencySummary
 from pipeline.tasks import Judge, Task
 
 PARITY_BATCH = 8
+_FIDELITY_BATCH = 32
 LATENCY_THREADS = 1
 """More are steady only on a quiet machine; `compress bench --threads N` measures with others."""
 _SIGMAS = 3.0
@@ -117,6 +119,17 @@ def accuracies(before: exporters.Accuracy, after: exporters.Accuracy, task: Task
         higher_is_better=task.metric is None or task.metric.higher_is_better,
         in_points=task.is_classification,
     )
+
+
+def fidelity(
+    before: Session, after: Session, made: MadeData | NothingMade | None
+) -> Fidelity | None:
+    """Agreement with the original on held-out images, where images were made."""
+    if not isinstance(made, MadeData):
+        return None
+    measure = exporters.agreement if made.classes else exporters.relative_error
+    found = measure(before, after, made.held_out.split(_FIDELITY_BATCH))
+    return Fidelity(metric=found.metric, samples=found.samples, value=found.value)
 
 
 def latency(before: Path, after: Path, provider: str, probe: Tensor, seed: int) -> Latency:

@@ -124,8 +124,10 @@ def test_the_output_lies_beside_the_model_by_default(model: Path) -> None:
     assert _config(model).out == model.parent / "model-compressed"
 
 
-def test_epochs_default_to_none_without_data_and_to_ten_with_it(model: Path) -> None:
-    assert _config(model).recovery.epochs == 0
+def test_epochs_default_to_more_passes_over_the_few_images_of_a_run_without_data(
+    model: Path,
+) -> None:
+    assert _config(model).recovery.epochs == 100
     assert _config(model, data="photos").recovery.epochs == 10
 
 
@@ -150,7 +152,7 @@ def test_epochs_default_to_none_without_data_and_to_ten_with_it(model: Path) -> 
         ({"data": "d", "augment": "lots"}, "--augment: 'lots' is not one of auto"),
         ({"batch_size": 0}, "--batch-size: 0 is below 1"),
         ({"workers": -1}, "--workers: -1 is below 0"),
-        ({"epochs": 3}, "--epochs 3 needs data"),
+        ({"no_distill": True}, "--no-distill learns from labels alone"),
         ({"data": "d", "epochs": -1}, "--epochs: -1 is below 0"),
         ({"lr": 0.0}, "--lr: 0.0 is not a finite number above 0"),
         ({"lr": float("nan")}, "--lr: nan"),

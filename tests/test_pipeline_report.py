@@ -89,7 +89,8 @@ def _text(measured: Measurements, width: int = 80) -> str:
 
 def test_the_json_has_the_documented_keys() -> None:
     content = json.loads(build_report(_measured()).to_json())
-    assert set(content) == set(KEYS) | {"precision", "groups", "stages", "exit_code"}
+    others = {"precision", "groups", "stages", "exit_code", "fidelity", "data_free"}
+    assert set(content) == set(KEYS) | others
     for section, keys in KEYS.items():
         assert keys <= set(content[section]), section
     for when in ("before", "after"):

@@ -22,7 +22,7 @@ from pipeline.config import RECIPES as NAMES
 from pipeline.console import RunConsole
 from pipeline.learning import last_linear, lr_share
 from pipeline.recipes import RECIPES
-from pipeline.tasks import CLASSIFICATION, Task
+from pipeline.tasks import CLASSIFICATION, Task, TaskObjective
 from pipeline.training import Progress, Trainer, TrainingSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -67,7 +67,8 @@ def net(randomised: Any) -> tuple[nn.Module, gbn.ChannelGroups]:
 
 def trainer(model: nn.Module, task: Task = CLASSIFICATION, decay_all: bool = False) -> Trainer:
     fabric = Fabric(accelerator="cpu", devices=1)
-    settings = TrainingSettings(peak_lr=0.01, distill=False, task=task, decay_all=decay_all)
+    objective = TaskObjective(task=task, distill=False)
+    settings = TrainingSettings(peak_lr=0.01, objective=objective, decay_all=decay_all)
     return Trainer(fabric, Batches(), model, settings, RunConsole(verbosity=-1))  # type: ignore[arg-type]
 
 

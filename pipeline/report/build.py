@@ -41,6 +41,8 @@ class Report:
     params: dict[str, Any] | None
     size_bytes: dict[str, Any] | None
     accuracy: dict[str, Any] | None
+    fidelity: dict[str, Any] | None
+    data_free: dict[str, Any] | None
     surgery: dict[str, Any] | None
     parity: dict[str, Any] | None
     latency: dict[str, Any] | None
@@ -76,6 +78,8 @@ def build_report(measured: Measurements) -> Report:
         params=_counts(measured.params),
         size_bytes=dataclasses.asdict(measured.size_bytes) if measured.size_bytes else None,
         accuracy=dataclasses.asdict(accuracy) if accuracy else None,
+        fidelity=dataclasses.asdict(measured.fidelity) if measured.fidelity else None,
+        data_free=dict(measured.data_free) if measured.data_free is not None else None,
         surgery=dataclasses.asdict(measured.surgery) if measured.surgery else None,
         parity=dataclasses.asdict(measured.parity) if measured.parity else None,
         latency=_latency_section(measured) if latency else None,

@@ -49,6 +49,8 @@ def rows(report: Report) -> list[tuple[str, str, str, str]]:
             table.append((what, count(before, unit), count(after, unit), percent(after / before)))
     if report.accuracy is not None:
         table.append(_accuracy_row(report.accuracy))
+    if report.fidelity is not None:
+        table.append(_fidelity_row(report.fidelity))
     if report.precision["kind"] != "fp32":
         table.append(_precision_row(report.precision))
     if report.latency is not None:
@@ -76,6 +78,29 @@ def _accuracy_row(accuracy: dict[str, Any]) -> tuple[str, str, str, str]:
         f"{100 * before:.2f} %",
         f"{100 * after:.2f} %",
         f"{100 * (after - before):+.2f} points",
+    )
+
+
+def _fidelity_row(fidelity: dict[str, Any]) -> tuple[str, str, str, str]:
+    what = f"Fidelity (n={fidelity['samples']})"
+    return (what, NOT_MEASURED, percent(fidelity["value"]), f"{fidelity['metric']}, made-up images")
+
+
+def without_data(report: Report) -> str | None:
+    """What a run without data did instead, in plain words; None for a run with data."""
+    done = report.data_free
+    if done is None:
+        return None
+    if done["reason"] is not None:
+        return (
+            f"No data was given, and no images could be made ({done['reason']}): channels went by "
+            "the size of their weights and nothing was recovered. With --data, scores and recovery "
+            "follow real images, and accuracy is measured."
+        )
+    return (
+        f"No data was given: scores and recovery used {done['images']} images made from "
+        f"{done['made_from']}. Fidelity compares the two files on {done['held_out']} more of them; "
+        "it is no accuracy. With --data more is recovered, and accuracy is measured."
     )
 
 

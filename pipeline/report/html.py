@@ -25,4 +25,5 @@ def render_html(report: Report) -> str:
         headline=fmt.headline(report),
         rows=fmt.rows(report),
         proofs=fmt.proofs(report),
+        without_data=fmt.without_data(report),
     )

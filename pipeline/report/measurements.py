@@ -53,6 +53,18 @@ class Accuracy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """How faithful the new file is to the original on made-up images; says nothing of labels.
+
+    metric: "top1 agreement", a share, or "relative error" of the outputs.
+    """
+
+    metric: str
+    samples: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """Largest difference of two networks' outputs as a share of their scale, and what is allowed.
 
@@ -118,6 +130,10 @@ class Measurements:
     """PyTorch against onnxruntime."""
     latency: Latency | None
     provider: Provider | None
+    fidelity: Fidelity | None = None
+    """Of a run without data; no check, nothing is promised of it."""
+    data_free: Mapping[str, Any] | None = None
+    """{made_from, images, held_out, steps, reason} of a run without data."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """Check -> why it was not measured."""
     target_flops: int | None = None

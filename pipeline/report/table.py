@@ -3,7 +3,7 @@
 Enters: a `Report`. Leaves: a rich renderable.
 """
 
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -30,4 +30,8 @@ def summary_table(report: Report) -> Group:
         verdicts.add_row(check, Text(verdict, style=style), Text(differences.get(check, "")))
 
     style = "bold red" if report.exit_code else "bold green"
-    return Group(quantities, "", verdicts, "", Text(fmt.headline(report), style=style))
+    parts: list[RenderableType] = [quantities, "", verdicts, ""]
+    plainly = fmt.without_data(report)
+    if plainly is not None:
+        parts += [Text(plainly), ""]
+    return Group(*parts, Text(fmt.headline(report), style=style))

@@ -1,0 +1,212 @@
+"""`python -m benchmarks.data_free` (`make bench-data-free`): a trained ResNet-20 without its data.
+
+Runs `compress --target-flops 0.8` and `0.6` without `--data` on the trained CIFAR ResNet-20, then
+measures what no such run can know: the top-1 of the files on the 10,000 real test images. Beside it
+Torch-Pruning's global magnitude pruning to the same cost, recovered on the very images that the run
+made, by as many training steps. Writes docs/data-free.md; exits with 1 where the top-1 falls by
+more than is allowed or the run takes more than 30 minutes of CPU. Images and weights are read from
+../shared; where they are absent it says so and exits with 0.
+
+`--check-only` measures what earlier runs left and runs only what is missing.
+CIFAR_JPEG=FOLDER names images that are unpacked already.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from benchmarks.data_free_peer import PEERS, peer_top1
+from benchmarks.main_job_checks import Array, Labels, load_images
+from benchmarks.resnet20_main_job import ARCHIVE, WEIGHTS, image_folder
+from benchmarks.tables import ROOT, RUNS, markdown_table, measured_with
+
+DOCUMENT = ROOT / "docs" / "data-free.md"
+ALLOWED_POINTS = {"0.8": 2.0, "0.6": 5.0}
+CPU_MINUTES = 30.0
+BATCH_SIZE = 500
+HEADER = ("FLOPs kept", "how", "top-1", "change", "fidelity", "minutes of CPU", "verdict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Of one run: fractions on real images, the report's own figures, and the time."""
+
+    share: str
+    before: float
+    after: float
+    report: dict[str, Any]
+    cpu_minutes: float
+
+    @property
+    def lost_points(self) -> float:
+        """Top-1 lost."""
+        return 100 * (self.before - self.after)
+
+    @property
+    def holds(self) -> bool:
+        """Whether it lost no more than is allowed, in the time allowed."""
+        return self.lost_points <= ALLOWED_POINTS[self.share] and self.cpu_minutes <= CPU_MINUTES
+
+
+def folder_of(share: str) -> Path:
+    """Where a run leaves its files."""
+    return RUNS / f"data-free-{share.replace('.', '')}"
+
+
+def command(share: str) -> list[str]:
+    """What is run, as a user would type it in the checkout."""
+    return [
+        *("compress", "--target-flops", share, os.path.relpath(WEIGHTS, ROOT)),
+        *("--arch", "benchmarks/cifar_models.py:resnet20", "--input-size", "3,32,32"),
+        *("--out", os.path.relpath(folder_of(share), ROOT)),
+    ]
+
+
+def run(share: str) -> None:
+    """A fresh run; its times go into timing.json beside its report."""
+    out, words = folder_of(share), command(share)
+    shutil.rmtree(out, ignore_errors=True)
+    print(f"$ {shlex.join(words)}", flush=True)
+    start, used = time.monotonic(), _children_s()
+    program = Path(sysconfig.get_path("scripts")) / words[0]
+    code = subprocess.run([program, *words[1:]], cwd=ROOT, check=False).returncode
+    minutes = {
+        "wall_minutes": (time.monotonic() - start) / 60,
+        "cpu_minutes": (_children_s() - used) / 60,
+    }
+    (out / "timing.json").write_text(json.dumps({"exit_code": code} | minutes))
+
+
+def _children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def measure(share: str, images: Array, labels: Labels) -> Outcome:
+    """Top-1 of both files of a finished run on real images."""
+    out = folder_of(share)
+    report = json.loads((out / "report.json").read_text())
+    return Outcome(
+        share=share,
+        before=top1(out / "stages" / "baseline.onnx", images, labels),
+        after=top1(out / "model.onnx", images, labels),
+        report=report,
+        cpu_minutes=json.loads((out / "timing.json").read_text())["cpu_minutes"],
+    )
+
+
+def top1(path: Path, images: Array, labels: Labels) -> float:
+    """Of an ONNX file by onnxruntime."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    right = 0
+    for i in range(0, len(images), BATCH_SIZE):
+        scores = session.run(None, {name: images[i : i + BATCH_SIZE]})[0]
+        right += int((scores.argmax(1) == labels[i : i + BATCH_SIZE]).sum())
+    return right / len(images)
+
+
+def own_row(outcome: Outcome) -> tuple[str, ...]:
+    """The cells of a run's row."""
+    kept, fidelity = outcome.report["flops"]["kept"], outcome.report["fidelity"]
+    allowed = ALLOWED_POINTS[outcome.share]
+    return (
+        f"{kept:.1%}",
+        "compress",
+        f"{outcome.after:.2%}",
+        f"{-outcome.lost_points:+.2f} points (allowed -{allowed:g})",
+        f"{fidelity['value']:.1%}",
+        f"{outcome.cpu_minutes:.1f}",
+        "met" if outcome.holds else "MISSED",
+    )
+
+
+def peer_row(share: str, before: float, images: Array, labels: Labels) -> tuple[str, ...] | None:
+    """The cells of the peer's row; None where it is not installed."""
+    if not (PEERS / "torch_pruning").is_dir():
+        return None
+    kept_file = folder_of(share) / "peer.json"
+    if kept_file.is_file():
+        found = json.loads(kept_file.read_text())
+    else:
+        found = peer_top1(float(share), folder_of(share), WEIGHTS, (images, labels))
+        kept_file.write_text(json.dumps(found))
+    return (
+        f"{found['kept']:.1%}",
+        "Torch-Pruning, then the same recovery",
+        f"{found['top1']:.2%}",
+        f"{100 * (found['top1'] - before):+.2f} points",
+        "",
+        f"{found['cpu_minutes']:.1f} without the images",
+        "",
+    )
+
+
+def document(outcomes: list[Outcome], rows: list[tuple[str, ...]], missing: list[str]) -> str:
+    """The content of docs/data-free.md."""
+    words = shlex.join(command(outcomes[-1].share))
+    made = outcomes[-1].report["data_free"]
+    left_out = f"Not measured, so not in the table: {'; '.join(missing)}.\n\n" if missing else ""
+    return (
+        "# A trained ResNet-20 without its data\n\n"
+        f"    {words}\n\n"
+        f"Run and checked by `make bench-data-free` with {measured_with()}, seed "
+        f"{outcomes[-1].report['environment']['seed']}. The runs saw no image: they made "
+        f"{made['images']} from the {made['made_from']}, {made['steps']} steps each, and "
+        f"{made['held_out']} more to measure fidelity by. Top-1 is that of the ONNX files on the "
+        f"10,000 real test images of the JPEG copy of CIFAR-10; the original has "
+        f"{outcomes[-1].before:.2%}.\n\n"
+        f"{markdown_table(HEADER, rows)}\n{left_out}"
+        "Fidelity is the share of held-out made images for which both files put the same class "
+        "first. Made images show their class clearly, so it is higher than the agreement on real "
+        "ones: it warns of a broken network and promises no accuracy.\n\n"
+        "Torch-Pruning 1.6.1 prunes by weight magnitude with `global_pruning=True`, to at most "
+        "the same share of the MACs. Pruned as it comes, the network no longer runs (its padded "
+        "shortcuts are not followed), so the layers that write to the residual stream are "
+        "ignored; its norms are renewed and it is trained on the images of the run above, with "
+        "the same loss, learning rate and number of training steps.\n"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Run and measure; 1 where a limit is missed, 0 where the material is absent."""
+    parser = argparse.ArgumentParser(prog="benchmarks.data_free")
+    parser.add_argument("--check-only", action="store_true")
+    options = parser.parse_args(arguments)
+    folder = image_folder()
+    if folder is None or not WEIGHTS.is_file():
+        print(f"skipped: {ARCHIVE} or {WEIGHTS} is absent")
+        return 0
+    images, labels = load_images(folder / "test")
+    outcomes, rows, missing = [], [], []
+    for share in ALLOWED_POINTS:
+        if not (options.check_only and (folder_of(share) / "timing.json").is_file()):
+            run(share)
+        outcomes.append(measure(share, images, labels))
+        rows.append(own_row(outcomes[-1]))
+        print(" | ".join(rows[-1]), flush=True)
+        peer = peer_row(share, outcomes[-1].before, images, labels)
+        if peer is None:
+            missing.append(f"Torch-Pruning at {share} (not installed in bench-runs/peers)")
+            continue
+        rows.append(peer)
+        print(" | ".join(peer), flush=True)
+    DOCUMENT.write_text(document(outcomes, rows, missing))
+    print(f"wrote {DOCUMENT.relative_to(ROOT)}")
+    return 0 if all(outcome.holds for outcome in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

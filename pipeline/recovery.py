@@ -1,0 +1,101 @@
+"""What a run learns from: the user's data, or images made from the network itself.
+
+Enters: the measured baseline. Leaves: a `Trainer` on that data with its objective; None where
+nothing can be learnt, with the reason said aloud.
+"""
+
+from dataclasses import dataclass
+
+from lightning_fabric import Fabric
+
+from pipeline.baseline import Baseline
+from pipeline.compress import Goal
+from pipeline.config import RunConfig
+from pipeline.console import RunConsole
+from pipeline.data import Data
+from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
+from pipeline.objectives import Objective
+from pipeline.rundir import RunDirectory
+from pipeline.synthetic import DivergedError
+from pipeline.tasks import TaskObjective
+from pipeline.training import Trainer, TrainingSettings
+
+MADE_PEAK_LR = 0.02  # on images that are few
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """trainer: None where there is nothing to learn from; made: None where no
+    images are wanted."""
+
+    trainer: Trainer | None
+    made: MadeData | NothingMade | None
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """What is learnt, from which images, and how fast."""
+
+    data: Data
+    objective: Objective
+    peak_lr: float
+    decay_all: bool = False
+
+
+def prepare(
+    config: RunConfig, baseline: Baseline, goal: Goal, run: RunDirectory, console: RunConsole
+) -> Recovery:
+    """Make images where there is no data, and the trainer."""
+    if baseline.data is not None:
+        recipe = goal.recipe
+        objective = TaskObjective(
+            task=baseline.judge.task, distill=config.recovery.distill and recipe.distill
+        )
+        lesson = _Lesson(baseline.data, objective, recipe.peak_lr, recipe.decay_all)
+        trainer = _trainer(config, baseline, lesson, console)
+        return Recovery(trainer=trainer, made=None)
+    if goal.holds_uncut(baseline.groups):
+        return Recovery(trainer=None, made=None)
+    console.stage("images")
+    made = _made(config, baseline, run, console)
+    if isinstance(made, NothingMade):
+        console.warn(
+            f"no images can be made for this network: {made.reason}. It is cut once by the "
+            "size of its weights, and nothing is recovered; --data would give more"
+        )
+        return Recovery(trainer=None, made=made)
+    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR)
+    trainer = _trainer(config, baseline, lesson, console)
+    return Recovery(trainer=trainer, made=made)
+
+
+def _made(
+    config: RunConfig, baseline: Baseline, run: RunDirectory, console: RunConsole
+) -> MadeData | NothingMade:
+    loaded, seed = baseline.loaded, config.recovery.seed
+    reason = cannot_learn(loaded)
+    if reason is not None:
+        return NothingMade(reason=reason)
+    plan = amounts(baseline.cost.num_macs, baseline.device.type, config.data.batch_size)
+    try:
+        return make_data(loaded, plan, seed, baseline.device, run, console)
+    except DivergedError as error:
+        return NothingMade(reason=str(error))
+
+
+def _trainer(
+    config: RunConfig, baseline: Baseline, lesson: _Lesson, console: RunConsole
+) -> Trainer:
+    device = baseline.device
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=1 if device.index is None else [device.index],
+        precision="bf16-mixed" if device.type == "cuda" else "32-true",
+    )
+    settings = TrainingSettings(
+        peak_lr=config.recovery.lr or lesson.peak_lr,
+        objective=lesson.objective,
+        decay_all=lesson.decay_all,
+        seed=config.recovery.seed,
+    )
+    return Trainer(fabric, lesson.data, baseline.loaded.module, settings, console)
