@@ -179,16 +179,27 @@ class Compressor:
             }
         )
         if self._trainer is not None:
-            # What a trained network computes by now is its own; before, the original is the aim.
-            trained = any(p.kind != "tick" for p in self._phases[: now.done])
-            aim, plan = (now.model, step) if trained else (self._original, self.plan(alive))
-            self._trainer.repair(aim, small, plan)
-            small.cpu()
+            self._repair(now, small, step, self.plan(alive))
         now.model, now.alive = small, alive
         kept = self._macs.total(alive) / self._whole[0]
         self._console.say(
             f"{label}: {kept:.1%} of the MACs kept, gated = removed within {proof.max_abs_diff:.0e}"
         )
+
+    def _repair(
+        self, now: Compressed, small: nn.Module, step: gbn.PrunePlan, plan: gbn.PrunePlan
+    ) -> None:
+        """Without training. `step` leads to `small` from the network as it stood, `plan` from the
+        original."""
+        assert self._trainer is not None
+        if not self._goal.recipe.refit:
+            self._trainer.renew_statistics(small)
+        elif any(p.kind != "tick" for p in self._phases[: now.done]):
+            # what a trained network computes by now is its own; before, the original is the aim
+            self._trainer.repair(now.model, small, step)
+        else:
+            self._trainer.repair(self._original, small, plan)
+        small.cpu()
 
     def _recover(self, now: Compressed, phase: Phase, label: str) -> None:
         assert self._trainer is not None, "only ticks are scheduled without data"
