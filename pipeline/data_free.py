@@ -130,7 +130,7 @@ def cannot_learn(loaded: LoadedModel) -> str | None:
             outputs = float_tensors(loaded.module(images))
         except FOREIGN_ERRORS as error:
             return f"it does not run on noise ({type(error).__name__})"
-        if not outputs or not all(output.requires_grad for output in outputs):
+        if not any(output.requires_grad for output in outputs):
             return "its outputs have no gradient"
         if not all(bool(output.isfinite().all()) for output in outputs):
             return "its outputs on noise are not finite"

@@ -82,3 +82,12 @@ def prune_and_prove() -> Callable[..., Pruned]:
         return Pruned(model=model, groups=groups, plan=plan, small=small, proof=proof)
 
     return run
+
+
+@pytest.fixture
+def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without data make 96 images in 5 steps each: as many as a test has time for."""
+    from pipeline import data_free
+
+    monkeypatch.setattr(data_free, "_MAX_IMAGES", 96)
+    monkeypatch.setattr(data_free, "_STEPS", 5)

@@ -71,10 +71,7 @@ class Detached(nn.Module):
 """
 
 
-@pytest.fixture(autouse=True)
-def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_free, "_MAX_IMAGES", 96)
-    monkeypatch.setattr(data_free, "_STEPS", 5)
+pytestmark = pytest.mark.usefixtures("few_images")
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +135,7 @@ def test_fidelity_is_the_agreement_of_the_two_files_on_the_held_out_images(
         "metric": "top1 agreement", "samples": 32, "value": float((before == after).mean()),
     }  # fmt: skip
     assert report["accuracy"] is None
+    assert "no --data" in result.stderr
     assert report["verdict"]["accuracy"] == "skipped: no data was given"
     assert report["flops"]["kept"] <= 0.6
 

@@ -22,9 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from onnx_files import halved, write_net, write_nodes
 
+pytestmark = pytest.mark.usefixtures("few_images")
+
 
 def _compress(path: Path, out: Path, *extra: str) -> Result:
-    arguments = ["--target-flops", "0.6", "--out", str(out), str(path), *extra]
+    arguments = ["--target-flops", "0.6", "--epochs", "1", "--out", str(out), str(path), *extra]
     return CliRunner().invoke(main, arguments)
 
 
@@ -199,8 +201,7 @@ def test_what_is_no_image_network_is_told_so_before_anything_is_written(tmp_path
 @pytest.mark.parametrize("fixed", [False, True], ids=["free batch", "fixed batch"])
 def test_the_main_job_takes_a_file(fixed: bool, tmp_path: Path) -> None:
     path = write_net(tmp_path / "net.onnx", **({"dynamic_axes": {}} if fixed else {}))
-    arguments = ["--target-flops", "0.6", "--out", str(tmp_path / "out"), str(path)]
-    result = CliRunner().invoke(main, arguments)
+    result = _compress(path, tmp_path / "out")
     assert result.exit_code == 0, result.output
     proto = onnx.load(tmp_path / "out/model.onnx")
     batch = proto.graph.input[0].type.tensor_type.shape.dim[0]

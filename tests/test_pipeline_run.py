@@ -122,18 +122,6 @@ def test_two_runs_with_one_seed_make_one_plan(
     assert (again / "plan.json").read_bytes() == (done[0] / "plan.json").read_bytes()
 
 
-def test_run_without_data_reports_no_accuracy(job: dict[str, Path], tmp_path: Path) -> None:
-    out = tmp_path / "free"
-    args = ["--target-flops", "0.6", str(job["model"]), "--arch", f"{job['arch']}:Tiny"]
-    result = compress([*args, "--input-size", "1,8,8", "--out", str(out), "--json"])
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
-    assert report["accuracy"] is None
-    assert report["verdict"]["accuracy"].startswith("skipped: no data")
-    assert report["flops"]["kept"] <= 0.6
-    assert "no --data" in result.stderr
-
-
 def test_missed_accuracy_gate_gives_12(job: dict[str, Path], tmp_path: Path) -> None:
     args = arguments(job, tmp_path / "gate", "--max-accuracy-drop", "0", "-q")
     args[args.index("0.5")] = "0.03"
