@@ -19,7 +19,7 @@ from pipeline.data import Data
 from pipeline.errors import UsageError
 from pipeline.importers import LoadedModel
 from pipeline.importers.callables import FOREIGN_ERRORS
-from pipeline.mixed_data import made_images
+from pipeline.mixed_data import made_images, mixtures
 from pipeline.objectives import (
     Objective,
     OriginalClasses,
@@ -40,6 +40,7 @@ _MAX_IMAGES = 1024
 _MIN_IMAGES = 96
 _MIN_BATCH = 32
 _LEAST_BATCH = 16  # with fewer, statistics say little
+_MIXTURES = 4  # of each image held out
 _HELD_OUT_SHARE = 5  # one batch in so many
 _BUDGET_MACS = {"cpu": 2.2e12, "cuda": 1e14, "mps": 1e13}  # of forward passes
 
@@ -62,12 +63,13 @@ class Amounts:
 class MadeData:
     """Images, and what is learnt on them.
 
-    data: labels are zeros and mean nothing. held_out: (N, C, H, W) for comparisons alone.
+    data: labels are zeros and mean nothing. compared_on: (N, C, H, W) mixtures of images that
+    nothing is trained on: on images of one clear class two networks agree too easily.
     classes: whether the network gives class scores. described: for the report.
     """
 
     data: Data
-    held_out: Tensor
+    compared_on: Tensor
     objective: Objective
     classes: bool
     seconds: float
@@ -167,7 +169,7 @@ def make_data(
     )
     return MadeData(
         data=made_images(training, held_out, plan.batch_size, seed),
-        held_out=held_out,
+        compared_on=mixtures(held_out, _MIXTURES, seed),
         objective=_objective(loaded),
         classes=is_classifier(loaded),
         seconds=round(monotonic() - began, 2),

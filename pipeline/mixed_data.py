@@ -55,6 +55,12 @@ def mixed(images: Tensor, rng: torch.Generator) -> Tensor:
     return (share * images + (1 - share) * others) / scale
 
 
+def mixtures(images: Tensor, rounds: int, seed: int) -> Tensor:
+    """(rounds * N, C, H, W): each image `rounds` times, mixed with another one."""
+    rng = torch.Generator().manual_seed(seed)
+    return torch.cat([mixed(images, rng) for _ in range(rounds)])
+
+
 def made_images(training: Tensor, held_out: Tensor, batch_size: int, seed: int) -> Data:
     """Mirrored, shifted and mixed for training; held-out images as they are."""
     channels, height, width = training.shape[1:]

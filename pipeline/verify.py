@@ -124,11 +124,11 @@ def accuracies(before: exporters.Accuracy, after: exporters.Accuracy, task: Task
 def fidelity(
     before: Session, after: Session, made: MadeData | NothingMade | None
 ) -> Fidelity | None:
-    """Agreement with the original on held-out images, where images were made."""
+    """Agreement with the original on mixtures of held-out images, where images were made."""
     if not isinstance(made, MadeData):
         return None
     measure = exporters.agreement if made.classes else exporters.relative_error
-    found = measure(before, after, made.held_out.split(_FIDELITY_BATCH))
+    found = measure(before, after, made.compared_on.split(_FIDELITY_BATCH))
     return Fidelity(metric=found.metric, samples=found.samples, value=found.value)
 
 

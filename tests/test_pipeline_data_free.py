@@ -17,6 +17,7 @@ from pipeline import data_free, synthetic
 from pipeline.cli import main
 from pipeline.console import RunConsole
 from pipeline.data_free import Amounts, amounts
+from pipeline.mixed_data import mixtures
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -118,7 +119,7 @@ def output_of(path: Path, images: np.ndarray) -> np.ndarray:
     return answer
 
 
-def test_fidelity_is_the_agreement_of_the_two_files_on_the_held_out_images(
+def test_fidelity_is_the_agreement_of_the_two_files_on_mixtures_of_the_held_out_images(
     job: dict[str, Path], tmp_path: Path
 ) -> None:
     result = compress(*job_args(job, tmp_path / "out", "--json"))
@@ -128,11 +129,11 @@ def test_fidelity_is_the_agreement_of_the_two_files_on_the_held_out_images(
     assert report["data_free"]["made_from"] == "statistics of batch norms"
     assert (report["data_free"]["images"], report["data_free"]["held_out"]) == (64, 32)
     assert [len(batch) for batch in batches] == [32, 32, 32]
-    images = batches[-1].float().numpy()
+    images = mixtures(batches[-1].float(), 4, seed=0).numpy()
     before = output_of(tmp_path / "out/stages/baseline.onnx", images).argmax(1)
     after = output_of(tmp_path / "out/model.onnx", images).argmax(1)
     assert report["fidelity"] == {
-        "metric": "top1 agreement", "samples": 32, "value": float((before == after).mean()),
+        "metric": "top1 agreement", "samples": 128, "value": float((before == after).mean()),
     }  # fmt: skip
     assert report["accuracy"] is None
     assert "no --data" in result.stderr
@@ -242,7 +243,8 @@ def test_outputs_that_are_no_class_scores_are_held_to_the_relative_error(
         onnxruntime.InferenceSession(tmp_path / "out" / file, providers=["CPUExecutionProvider"])
         for file in ("stages/baseline.onnx", "model.onnx")
     ]
-    feed = {sessions[0].get_inputs()[0].name: images.float().numpy()}
+    compared_on = mixtures(images.float(), 4, seed=0).numpy()
+    feed = {sessions[0].get_inputs()[0].name: compared_on}
     for before, after in zip(*(session.run(None, feed) for session in sessions), strict=True):
         worst = max(worst, float(np.linalg.norm(after - before) / np.linalg.norm(before)))
     assert report["fidelity"]["value"] == pytest.approx(worst, rel=1e-3)

@@ -99,8 +99,8 @@ def without_data(report: Report) -> str | None:
         )
     return (
         f"No data was given: scores and recovery used {done['images']} images made from "
-        f"{done['made_from']}. Fidelity compares the two files on {done['held_out']} more of them; "
-        "it is no accuracy. With --data more is recovered, and accuracy is measured."
+        f"{done['made_from']}. Fidelity compares the two files on mixtures of {done['held_out']} "
+        "more of them; it is no accuracy. With --data more is recovered, and accuracy is measured."
     )
 
 
