@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-onnx-resnet20 bench-verdict bench-data-free
+.PHONY: install demo test lint types check clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-onnx-resnet20 bench-verdict bench-accuracy bench-data-free
 
 install: $(STAMP)
 
@@ -55,6 +55,11 @@ bench-verdict: install
 
 bench-onnx-resnet20: install
 	$(BIN)/python -m benchmarks.onnx_resnet20 --document
+
+# Cells that are measured already are not measured again.
+bench-accuracy: install
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target bench-runs/peers torch-pruning==1.6.1
+	OMP_NUM_THREADS=1 nice -n 5 $(BIN)/python -m benchmarks.accuracy $(CELLS)
 
 bench-main-job: install
 	$(BIN)/python -m benchmarks.resnet20_main_job

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from exporters.errors import ExportError, ProviderError
 
 if TYPE_CHECKING:
-    from exporters.accuracy import Accuracy, top1
+    from exporters.accuracy import Accuracy, mean_metric, top1
     from exporters.capture import export_program
     from exporters.cleanup import clean
     from exporters.cores import on_core, quiet_cores, usable_cores
@@ -76,6 +76,7 @@ __all__ = [
     "export_program",
     "fixed_batch",
     "load_onnx",
+    "mean_metric",
     "measure_latency",
     "on_core",
     "onnx_size_bytes",
@@ -92,7 +93,7 @@ __all__ = [
 ]
 
 _HOME = {
-    "accuracy": ("Accuracy", "top1"),
+    "accuracy": ("Accuracy", "mean_metric", "top1"),
     "capture": ("export_program",),
     "cleanup": ("clean",),
     "cores": ("on_core", "quiet_cores", "usable_cores"),

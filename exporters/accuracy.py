@@ -1,11 +1,12 @@
 """Accuracy of an ONNX file, measured on the file itself and never on its torch twin.
 
-Enters: a session and labelled batches. Leaves: an `Accuracy`. Refused: outputs that are not
-(N, classes), labels that do not fit them, no samples.
+Enters: a session and batches with what is right. Leaves: an `Accuracy`, by top-1 or by a metric of
+the caller. Refused: outputs or labels that do not fit top-1, values that are no metric, no samples.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,11 +17,46 @@ from exporters.session import Array, Session
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """metric: its name. samples: how many were judged. value: the fraction that is right."""
+    """metric: its name. samples: how many were judged. value: for top1 the fraction that is right,
+    else the metric's mean over the samples."""
 
     metric: str
     samples: int
     value: float
+
+
+def mean_metric(
+    session: Session,
+    batches: Iterable[tuple[Tensor, Any]],
+    name: str,
+    judge: Callable[[list[Array], Any], Any],
+) -> Accuracy:
+    """The mean over all samples of what `judge(outputs, targets)` says of each batch.
+
+    Each batch is images (N, C, H, W) and targets of any kind; `outputs` are the graph's, each
+    (N, ...). `judge` gives a number, which counts for all N samples, or an array (N,). Raises
+    ExportError.
+    """
+    total, samples = 0.0, 0
+    for images, targets in batches:
+        outputs = session.run_batch(images.detach().cpu().numpy())
+        total += _sum_of(judge(outputs, targets), len(images), name)
+        samples += len(images)
+    if samples == 0:
+        raise ExportError(f"{name} cannot be measured: no samples were given")
+    return Accuracy(metric=name, samples=samples, value=total / samples)
+
+
+def _sum_of(found: Any, num_samples: int, name: str) -> float:
+    values = np.asarray(found)
+    if values.dtype.kind not in "biuf" or values.shape not in ((), (num_samples,)):
+        raise ExportError(
+            f"the metric {name} gives {values.dtype} of shape {values.shape} for {num_samples} "
+            f"samples: it must give one number or ({num_samples},)"
+        )
+    if not np.isfinite(values).all():
+        raise ExportError(f"the metric {name} is not finite on a batch of {num_samples} samples")
+    return float(values.sum(dtype=np.float64)) * (num_samples if values.ndim == 0 else 1)
 
 
 def top1(session: Session, batches: Iterable[tuple[Tensor, Tensor]]) -> Accuracy:

@@ -44,7 +44,8 @@ class ChannelGate(nn.Module):
 class Gates:
     """All gates of a model. Attach with `Gates(model, groups)`; `fold()` undoes it exactly.
 
-    `phi` and `sums` hold the gates, and their Θ so far, by `GateSite.key`.
+    `phi` and `sums` hold the gates, and their Θ so far, by `GateSite.key`. `stood_for` are the γ
+    that gates stand for: where gates are trained, these must stay.
 
     Use as a context manager: leaving the block folds.
     """
@@ -54,13 +55,17 @@ class Gates:
         self._modules: list[tuple[nn.Module, str]] = []
         self.sums: dict[str, Tensor] = {}
         self.phi: dict[str, nn.Parameter] = {}
+        self.stood_for: list[nn.Parameter] = []
         names = {name for site in groups.gates for name, _ in site.tensors}
         # before the first gate is on: from then on a parameter has another name
         parameters = {name: model.get_parameter(name) for name in names}
         holders = {name: _holders(model, held) for name, held in parameters.items()}
         try:
             for site in groups.gates:
-                phi, start = self._issue(site, parameters[site.tensors[0][0]].detach())
+                reference = parameters[site.tensors[0][0]]
+                phi, start = self._issue(site, reference.detach())
+                if site.is_norm:
+                    self.stood_for.append(reference)
                 for name, dim in site.tensors:
                     self._attach(ChannelGate(phi, start, dim), holders[name])
         except BaseException:
@@ -84,13 +89,17 @@ class Gates:
             if (module, attribute) not in self._modules:  # a tensor may have gates on two dims
                 self._modules.append((module, attribute))
 
-    def accumulate(self) -> None:
-        """Add |∂L/∂φ·φ| of the batch whose `backward()` just ran; call once a batch."""
+    def accumulate(self, *, keep_gradients: bool = False) -> None:
+        """Add |∂L/∂φ·φ| of the batch whose `backward()` just ran; call once a batch.
+
+        `keep_gradients`: for an optimizer that moves the gates afterwards.
+        """
         with torch.no_grad():
             for name, phi in self.phi.items():
                 if phi.grad is not None:
                     self.sums[name] += (phi.grad * phi).abs()
-                    phi.grad = None
+                    if not keep_gradients:
+                        phi.grad = None
 
     def penalty(self) -> Tensor:
         """Σ|φ|, the sparsity term of the Tock phase before its factor λ."""

@@ -1,9 +1,9 @@
 """Scores and costs and targets -> PrunePlan. Pure: sees no module and no tensor.
 
 Atoms are removed in the order of score given up per unit of cost saved, with savings renewed as
-widths shrink (a channel of a layer whose neighbours are already thin saves less). It stops when
-the target is met; the last steps are chosen so as not to fall more than 2 % of the original cost
-below it.
+widths shrink (a channel of a layer whose neighbours are already thin saves less), or in the order
+of their scores alone. It stops when the target is met; the last steps are chosen so as not to fall
+more than 2 % of the original cost below it.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,8 @@ from gbn.scores import Scores, Values
 _STEP = 0.004  # share of the original cost that is removed between renewals of the savings
 _SLACK = 0.02  # a plan falls at most this share of the original cost below its target
 
+RANKS = ("score per cost", "score")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSettings:
@@ -30,12 +32,14 @@ class PlanSettings:
     `multiple`: widths are cut to multiples of this (1: any width). `auto` takes the largest of
     8, 4, 2, 1 that is at most an eighth of the width: fine enough to choose by score, coarse
     enough for vector units. `min_channels` and `min_share`: what each width keeps at least;
-    two channels in any case.
+    two channels in any case. `rank`: by what the next to go is chosen, "score per cost" or the
+    plain "score" (You et al. 2019): one threshold over all channels, whatever they cost.
     """
 
     multiple: int | str = 1
     min_channels: int = 1
     min_share: float = 0.1
+    rank: str = "score per cost"
 
     def multiple_of(self, width: int) -> int:
         """The multiple for a width of `width` channels."""
@@ -50,6 +54,8 @@ class PlanSettings:
             raise ValueError(f"min_channels is {self.min_channels}; give an int from 1")
         if not 0 <= self.min_share <= 1:
             raise ValueError(f"min_share is {self.min_share}; give a share from 0 to 1")
+        if self.rank not in RANKS:
+            raise ValueError(f"rank is {self.rank!r}; give one of {', '.join(RANKS)}")
 
 
 def plan(
@@ -126,6 +132,8 @@ class _Search:
         self._members = np.concatenate([*self._bundles, np.zeros(0, np.int64)])
         self._starts = np.cumsum([0, *(len(b) for b in self._bundles)])[:-1]
         self._scores = self._per_bundle(scores.values)
+        self._sizes = np.array([len(b) for b in self._bundles], dtype=np.float64)
+        self._plain = settings.rank == "score"
         owner = np.repeat(np.arange(len(self._bundles)), [len(b) for b in self._bundles])
         member = csr_matrix(
             (np.ones(len(owner)), (self._members, owner)),
@@ -165,7 +173,9 @@ class _Search:
         self._counts = self.groups.counts(self.alive).astype(np.float64)
         saving = self._per_bundle(cost.saving(self.alive))
         useful = np.flatnonzero(self._open & (saving > 0))
-        order = useful[np.argsort(self._scores[useful] / saving[useful], kind="stable")]
+        # a threshold compares channels: a bundle of several stands at their mean
+        worth = self._sizes if self._plain else saving
+        order = useful[np.argsort(self._scores[useful] / worth[useful], kind="stable")]
         saved = 0.0
         for index in order:
             if saving[index] <= room - saved and self._take(int(index)):

@@ -24,6 +24,8 @@ from pipeline.exporting import counted_shapes, export_baseline, exported_opset
 from pipeline.folded_norms import can_insert, insert_norms
 from pipeline.importers import LoadedModel, load_model
 from pipeline.importers.source import model_source
+from pipeline.recipes import RECIPES
+from pipeline.tasks import Judge, load_task
 
 _NORM_BATCHES = 16
 
@@ -36,6 +38,7 @@ class Baseline:
     data: Data | None
     groups: gbn.ChannelGroups
     cost: exporters.OnnxCost
+    judge: Judge
     accuracy: exporters.Accuracy | None
     onnx: Path
     session: Session
@@ -47,6 +50,7 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     """Load, export, measure and trace the model; files go into `scratch`."""
     console.stage("import")
     device = resolve_device(config.device)
+    task = load_task(config.data.task)
     loaded = load_model(model_source(config.model))
     console.say(loaded.description)
     for warning in loaded.warnings:
@@ -70,17 +74,17 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     _say_frozen(groups, console)
     # What costs more comes after what may still be refused at once.
     data = _load_data(config, loaded, console)
-    found = None
+    judge, found = Judge(task=task), None
     if data is not None:
-        found = verify.accuracy(session, data, console, "baseline accuracy")
-        console.say(f"baseline: {found.value:.2%} top-1 on {found.samples} validation images")
-        verify.require_better_than_chance(found, data, loaded.num_outputs or 2)
+        judge = Judge.make(task, loaded.module, data.train_loader(0))
+        found = _measure_accuracy(session, data, judge, loaded, console)
         if _wants_norms(config, loaded):
             loaded = _with_norms(loaded, data, console)
             groups = _traced(config, loaded)
     return Baseline(
         loaded=loaded,
         data=data,
+        judge=judge,
         groups=groups,
         cost=cost,
         accuracy=found,
@@ -114,6 +118,19 @@ def _with_norms(loaded: LoadedModel, data: Data, console: RunConsole) -> LoadedM
     )
     console.say(note)
     return replace(loaded, module=module, warnings=(*loaded.warnings, note))
+
+
+def _measure_accuracy(
+    session: Session, data: Data, judge: Judge, loaded: LoadedModel, console: RunConsole
+) -> exporters.Accuracy:
+    found = verify.accuracy(session, data, judge, console, "baseline accuracy")
+    on = f"on {found.samples} validation images"
+    if judge.task.is_classification:
+        console.say(f"baseline: {found.value:.2%} top-1 {on}")
+        verify.require_better_than_chance(found, data, loaded.num_outputs or 2)
+    else:
+        console.say(f"baseline: {found.metric} {found.value:.4g} {on}")
+    return found
 
 
 def resolve_device(name: str) -> torch.device:
@@ -184,13 +201,18 @@ def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> D
             workers=wanted.workers,
             augment=wanted.augment,
             seed=config.recovery.seed,
+            any_targets=wanted.task is not None,
         )
     )
-    if loaded.num_outputs is None:
-        raise UsageError("the model's output is not (N, classes): only classifiers take --data yet")
-    if data.num_classes is not None and data.num_classes > loaded.num_outputs:
+    if loaded.num_outputs is None and wanted.task is None:
         raise UsageError(
-            f"the data has {data.num_classes} classes, the model only {loaded.num_outputs} outputs"
+            "the model's output is not (N, classes): give its loss and metric by --task, or leave "
+            "--data out"
+        )
+    num_outputs = loaded.num_outputs if wanted.task is None else None
+    if num_outputs is not None and (data.num_classes or 0) > num_outputs:
+        raise UsageError(
+            f"the data has {data.num_classes} classes, the model only {num_outputs} outputs"
         )
     console.say(
         f"data: {data.num_train} training and {data.num_val} validation images; "
@@ -202,8 +224,11 @@ def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> D
 def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal:
     """Targets in the tracer's units; says them, and refuses what no cut can reach."""
     target, groups, cost = config.target, baseline.groups, baseline.cost
+    recipe = RECIPES[config.recovery.recipe]
     settings = gbn.PlanSettings(
-        multiple=config.constraints.channel_multiple, min_channels=config.constraints.min_channels
+        multiple=config.constraints.channel_multiple,
+        min_channels=config.constraints.min_channels,
+        rank=recipe.rank,
     )
     everything = np.ones(groups.num_atoms, dtype=np.bool_)
     asked: dict[str, int | None] = {"flops": None, "params": None}
@@ -228,7 +253,7 @@ def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal
         "FLOPs are multiply-accumulates of convolutions, linear layers and matrix products on the "
         f"exported graph at batch 1; not counted: {dict(cost.uncounted)}"
     )
-    return Goal(flops=asked["flops"], params=asked["params"], settings=settings)
+    return Goal(flops=asked["flops"], params=asked["params"], settings=settings, recipe=recipe)
 
 
 def _plain(value: object) -> str:

@@ -16,7 +16,7 @@ from click_default_group import DefaultGroup
 
 from pipeline.cli_deploy import bench, verify
 from pipeline.cli_errors import RunState, guarded, terminated_as_interrupted
-from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PRECISIONS, PROVIDERS
+from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PRECISIONS, PROVIDERS, RECIPES
 from pipeline.config_file import (
     DATA_FREE_EPOCHS,
     DEFAULT_EPOCHS,
@@ -108,6 +108,8 @@ INSERT_BN_HELP = "Train ONNX files with norms put back."
 NORMS_HELP = "LayerNorm and the like may lose channels."
 AUGMENT = click.Choice(AUGMENTATIONS)
 AUGMENT_HELP = f"{', '.join(AUGMENTATIONS)}. Auto: standard for folders."
+RECIPE = click.Choice(RECIPES)
+RECIPE_HELP = f"{', '.join(RECIPES)} (as it was published)."
 PROVIDER = click.Choice(PROVIDERS)
 PROVIDER_HELP = f"{', '.join(PROVIDERS)}. Default: {PROVIDERS[0]}."
 PRECISION = click.Choice(PRECISIONS)
@@ -138,7 +140,9 @@ OPTIONS = (
     _option("Data", "--batch-size", type=int, metavar="N", help="Default: 128."),
     _option("Data", "--workers", type=int, metavar="N", help="Decoding threads. Default: 2."),
     _option("Data", "--augment", type=AUGMENT, metavar="HOW", help=AUGMENT_HELP),
+    _option("Data", "--task", metavar="FILE.py:FACTORY", help="Own loss and metric."),
     _option("Recovery", "--epochs", type=int, metavar="N", help=f"In all. {EPOCHS_DEFAULT}"),
+    _option("Recovery", "--recipe", type=RECIPE, metavar="NAME", help=RECIPE_HELP),
     _option("Recovery", "--lr", type=float, metavar="X", help="Peak learning rate."),
     _option("Recovery", "--no-distill", is_flag=True, help="Learn from the labels alone."),
     _option("Recovery", "--insert-bn/--no-insert-bn", default=None, help=INSERT_BN_HELP),

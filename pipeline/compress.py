@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 import gbn
 from gbn.groups import Mask
-from gbn.ticktock import Phase, schedule
+from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.errors import UsageError
+from pipeline.recipes import RECIPES, Recipe
 from pipeline.rundir import RunDirectory
 from pipeline.training import Progress, Trainer
 
@@ -29,11 +30,15 @@ _STAGE = "compress"
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What the cut must reach: MACs and parameters as the tracer counts them; None: not asked."""
+    """What the cut must reach: MACs and parameters as the tracer counts them; None: not asked.
+
+    recipe: the way there.
+    """
 
     flops: int | None
     params: int | None
     settings: gbn.PlanSettings
+    recipe: Recipe = RECIPES["default"]
 
     def holds_uncut(self, groups: gbn.ChannelGroups) -> bool:
         """Whether the whole network is within it already."""
@@ -94,7 +99,9 @@ class Compressor:
         ]
         if self._trainer is None:
             return (Phase(kind="tick", batches=0),) if min(shares) < 1 else ()
-        return schedule(budget=epochs * self._trainer.stream.per_epoch, target=min(shares))
+        return self._goal.recipe.schedule(
+            budget=epochs * self._trainer.stream.per_epoch, target=min(shares)
+        )
 
     def compress(self, epochs: int) -> Compressed:
         """Run all phases that are not done yet. Raises ProofFailed, UnreachableTarget."""
@@ -128,11 +135,10 @@ class Compressor:
         return gbn.PrunePlan.of(self._groups, alive)
 
     def _tick(self, now: Compressed, phase: Phase, label: str) -> None:
-        batches = range(now.position, now.position + phase.batches)
         if self._trainer is None:
             scores = gbn.magnitude_scores(now.model, self._groups)
         else:
-            scores = self._trainer.score(now.model, self._groups, now.alive, batches)
+            scores = self._trainer.score(now.model, self._groups, now.alive, phase, now.position)
             now.model.cpu()
         flops, params = (
             None if asked is None else asked + round(phase.keep * max(whole - asked, 0))
@@ -173,16 +179,27 @@ class Compressor:
             }
         )
         if self._trainer is not None:
-            # What a trained network computes by now is its own; before, the original is the aim.
-            trained = any(p.kind != "tick" for p in self._phases[: now.done])
-            aim, plan = (now.model, step) if trained else (self._original, self.plan(alive))
-            self._trainer.repair(aim, small, plan)
-            small.cpu()
+            self._repair(now, small, step, self.plan(alive))
         now.model, now.alive = small, alive
         kept = self._macs.total(alive) / self._whole[0]
         self._console.say(
             f"{label}: {kept:.1%} of the MACs kept, gated = removed within {proof.max_abs_diff:.0e}"
         )
+
+    def _repair(
+        self, now: Compressed, small: nn.Module, step: gbn.PrunePlan, plan: gbn.PrunePlan
+    ) -> None:
+        """Without training. `step` leads to `small` from the network as it stood, `plan` from the
+        original."""
+        assert self._trainer is not None
+        if not self._goal.recipe.refit:
+            self._trainer.renew_statistics(small)
+        elif any(p.kind != "tick" for p in self._phases[: now.done]):
+            # what a trained network computes by now is its own; before, the original is the aim
+            self._trainer.repair(now.model, small, step)
+        else:
+            self._trainer.repair(self._original, small, plan)
+        small.cpu()
 
     def _recover(self, now: Compressed, phase: Phase, label: str) -> None:
         assert self._trainer is not None, "only ticks are scheduled without data"
@@ -192,7 +209,7 @@ class Compressor:
             self._save(now)
 
         progress = Progress(step=now.step, optimizer=now.optimizer, save=save)
-        self._trainer.train(now.model, phase, now.position, label, progress)
+        self._trainer.train(now.model, self._groups, phase, now.position, label, progress)
         now.model.cpu()
 
     def _save(self, now: Compressed) -> None:

@@ -12,6 +12,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.target import Target
@@ -30,6 +31,7 @@ __all__ = [
 
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 PRECISIONS = ("fp32", "fp16", "int8")
+RECIPES = ("default", "gbn-2019")
 AUGMENTATIONS = ("auto", "standard", "none")
 MIN_OPSET = 18
 MAX_OPSET = 23
@@ -83,7 +85,8 @@ class TargetConfig:
     params: Target | None = None
     """Parameters of the exported graph."""
     max_accuracy_drop: float | None = None
-    """Largest loss of accuracy, in points (0.5 = from 93.0 % to 92.5 %)."""
+    """Largest loss of accuracy, in points (0.5 = from 93.0 % to 92.5 %), or in the units of the
+    task's own metric."""
 
     def __post_init__(self) -> None:
         _require(
@@ -91,10 +94,7 @@ class TargetConfig:
             "no target: give --target-flops or --target-params, e.g. --target-flops 0.6",
         )
         drop = self.max_accuracy_drop
-        _require(
-            drop is None or 0 <= drop <= 100,
-            f"--max-accuracy-drop: {drop} is outside 0 to 100 points: 0.5 allows 93.0 % to 92.5 %",
-        )
+        _require(drop is None or drop >= 0, f"--max-accuracy-drop: {drop} is outside 0 to 100")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,8 @@ class DataConfig:
     """Threads that decode images; 0 takes two."""
     augment: str = "auto"
     """Of training images: "standard", "none", or "auto", which is standard for folders alone."""
+    task: str | None = None
+    """What returns loss and metric, FILE.py:FACTORY or package.module:FACTORY; None: classes."""
 
     def __post_init__(self) -> None:
         for option, values in (("--mean", self.mean), ("--std", self.std)):
@@ -129,6 +131,10 @@ class DataConfig:
         _require(
             self.source is not None or self.augment == "auto",
             "--augment has no effect without --data: give --data, or leave --augment out",
+        )
+        _require(
+            self.source is not None or self.task is None,
+            "--task has no effect without --data: give --data, or leave --task out",
         )
         _require(
             self.std is None or min(self.std) > 0, "--std: every value must be above 0: it divides"
@@ -154,8 +160,10 @@ class RecoveryConfig:
     epochs: int = 0
     """The whole training budget, in passes over the training set; without data, over the images
     that the run makes."""
+    recipe: str = RECIPES[0]
+    """"default", or "gbn-2019": the method as it was published."""
     lr: float | None = None
-    """Peak learning rate; None takes the default."""
+    """Peak learning rate; None takes the recipe's."""
     distill: bool = True
     """Whether the unpruned network teaches the pruned one."""
     seed: int = 0
@@ -166,6 +174,10 @@ class RecoveryConfig:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"--epochs: {self.epochs} is below 0")
+        _require(
+            self.recipe in RECIPES,
+            f"--recipe: {self.recipe!r} is not one of {', '.join(RECIPES)}",
+        )
         good_lr = self.lr is None or (math.isfinite(self.lr) and self.lr > 0)
         _require(good_lr, f"--lr: {self.lr} is not a finite number above 0")
         _require(0 <= self.seed < 2**32, f"--seed: {self.seed} is outside 0 to 4294967295")
@@ -268,6 +280,15 @@ class RunConfig:
             "--insert-bn needs data to take statistics from: give --data, or leave it out",
         )
         _require(
+            not (without_data and self.recovery.recipe != RECIPES[0]),
+            f"--recipe {self.recovery.recipe} scores channels by the loss: give --data",
+        )
+        drop = self.target.max_accuracy_drop
+        _require(
+            drop is None or drop <= 100 or self.data.task is not None,
+            f"--max-accuracy-drop: {drop} is outside 0 to 100 points: 0.5 allows 93.0 % to 92.5 %",
+        )
+        _require(
             _DEVICE.fullmatch(self.device) is not None,
             f"--device: {self.device!r} is not auto, cpu, mps, cuda or cuda:N",
         )
@@ -282,17 +303,17 @@ class RunConfig:
         that a run may be resumed on another machine. Data counts by its absolute path: hashing
         it could take hours.
         """
-        decides = {
+        decides: dict[str, Any] = {
             name: dataclasses.asdict(getattr(self, name))
             for name in ("target", "data", "recovery", "constraints", "deploy", "model")
         }
         del decides["data"]["workers"]
         decides["model"]["path"] = file_sha256(self.model.path)
         source = self.data.source
-        for what, given in (("model", self.model.arch), ("data", source)):
+        for what, given in (("arch", self.model.arch), ("data", source), ("task", self.data.task)):
             code = Path((given or "").rpartition(":")[0])
             if code.suffix == ".py" and code.is_file():
-                decides[what]["code_sha256"] = file_sha256(code)
+                decides[f"{what}_code_sha256"] = file_sha256(code)
         if source is not None and Path(source).exists():
             decides["data"]["source"] = str(Path(source).resolve())
         canonical = json.dumps(decides, sort_keys=True, default=str)

@@ -53,7 +53,9 @@ OPTION_KINDS: dict[str, str] = {
     "batch_size": _WHOLE,
     "workers": _WHOLE,
     "augment": _TEXT,
+    "task": _TEXT,
     "epochs": _WHOLE,
+    "recipe": _TEXT,
     "lr": _NUMBER,
     "no_distill": _FLAG,
     "seed": _WHOLE,
@@ -156,7 +158,7 @@ def build_config(options: Mapping[str, Any]) -> RunConfig:
     recovery = RecoveryConfig(
         epochs=given.get("epochs", default_epochs),
         distill=not given.get("no_distill", False),
-        **_picked(given, "lr", "seed", "insert_bn"),
+        **_picked(given, "recipe", "lr", "seed", "insert_bn"),
     )
     return RunConfig(
         model=ModelConfig(path=path, **_model_options(given)),
@@ -217,7 +219,7 @@ def _target_config(given: Mapping[str, Any]) -> TargetConfig:
 
 
 def _data_config(given: Mapping[str, Any]) -> DataConfig:
-    options = _picked(given, "batch_size", "workers", "augment")
+    options = _picked(given, "batch_size", "workers", "augment", "task")
     for name in ("mean", "std"):
         if name in given:
             options[name] = _numbers(f"--{name}", given[name], float, "0.485,0.456,0.406")

@@ -1,17 +1,18 @@
 """What data enters as (`DataRequest`) and what every source of data offers (`Data`).
 
-A batch is (images, labels): float32 (N, C, H, W), normalised, and int64 (N,).
+A batch is (images, targets): float32 (N, C, H, W), normalised, and labels, int64 (N,). For a task
+of the user's own, targets are what its loss takes: tensors, or tuples, lists or dicts of them.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from pipeline.errors import UsageError
 
-Batch = tuple[torch.Tensor, torch.Tensor]
+Batch = tuple[torch.Tensor, Any]
 AUGMENTATIONS = ("auto", "standard", "none")
 
 
@@ -27,6 +28,7 @@ class DataRequest:
     augment: of the training images: "auto" is "standard" for folders and "none" for arrays.
     seed: of the order and the augmentation, together with the epoch.
     val_only: take the validation images for training as well, so that no others need be there.
+    any_targets: loaders may give other targets than labels.
     """
 
     source: str
@@ -38,6 +40,7 @@ class DataRequest:
     augment: str = "auto"
     seed: int = 0
     val_only: bool = False
+    any_targets: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

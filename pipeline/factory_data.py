@@ -5,14 +5,16 @@ training and a validation loader. What leaves: `FactoryData`, which is a `Data`.
 Batch size, order and augmentation are the loaders' own; torch's random state is seeded by
 (seed, epoch) while a pass starts, so that loaders that draw from it repeat.
 Refused: anything but two loaders with a length and a dataset, and batches that are not float32
-(N, C, H, W) with int64 (N,).
+(N, C, H, W) with int64 (N,), or with tensors of any structure where the task is the user's own.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from pipeline.data_types import Batch, DataRequest
 from pipeline.errors import UsageError, one_line
@@ -43,9 +45,12 @@ class FactoryLoader:
             batch = first if number == 0 else next(batches, None)
             if batch is None or left == 0:
                 return
-            images, labels = batch[0][:left], batch[1][:left]
-            left = None if left is None else left - len(labels)
-            yield images, labels
+            images, targets = batch
+            if left is not None:
+                part = slice(min(left, len(images)))
+                images, targets = images[part], tree_map(itemgetter(part), targets)
+                left -= len(images)
+            yield images, targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +137,8 @@ def load_factory(request: DataRequest) -> FactoryData:
         held = f"{len(made)} items" if isinstance(made, tuple | list) else type(made).__name__
         raise UsageError(f"{where}: returns {held}; it must return (train loader, val loader)")
     for name, loader in zip(("train", "val"), made, strict=True):
-        _check_loader(loader, f"{where}: the {name} loader", request.input_size)
+        the_loader = f"{where}: the {name} loader"
+        _check_batch(_first_batch(loader, the_loader), the_loader, request)
     return FactoryData(request=request, train=made[0], val=made[1])
 
 
@@ -145,7 +151,7 @@ def _check_batch_size(loader: Any, batch_size: int | None) -> None:
         )
 
 
-def _check_loader(loader: Any, where: str, input_size: tuple[int, int, int]) -> None:
+def _first_batch(loader: Any, where: str) -> Any:
     try:
         sizes = len(loader), len(loader.dataset)
     except (TypeError, AttributeError) as error:
@@ -157,20 +163,37 @@ def _check_loader(loader: Any, where: str, input_size: tuple[int, int, int]) -> 
         raise UsageError(f"{where} is empty")
     try:
         with torch.random.fork_rng(devices=[]):
-            batch = next(iter(loader))
+            return next(iter(loader))
     except FOREIGN_ERRORS as error:
         raise UsageError(f"{where} fails at its first batch: {one_line(error)}") from error
+
+
+def _check_batch(batch: Any, where: str, request: DataRequest) -> None:
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise UsageError(f"{where} gives a {type(batch).__name__}; it must give (images, labels)")
     images, labels = batch
-    for name, value, dtype, shape in (
-        ("images", images, torch.float32, (len(images), *input_size)),
-        ("labels", labels, torch.int64, (len(images),)),
-    ):
-        if not isinstance(value, torch.Tensor):
-            raise UsageError(f"{where} gives {name} as {type(value).__name__}, not as a tensor")
-        if value.dtype != dtype or tuple(value.shape) != shape:
-            raise UsageError(
-                f"{where} gives {name} {value.dtype} {tuple(value.shape)}; the model takes "
-                f"{dtype} {shape}"
-            )
+    _check_tensor(images, f"{where} gives images", torch.float32, request.input_size)
+    if not request.any_targets:
+        _check_tensor(labels, f"{where} gives labels", torch.int64, ())
+        if len(labels) != len(images):
+            raise UsageError(f"{where} gives {len(images)} images with {len(labels)} labels")
+        return
+    other = [type(leaf).__name__ for leaf in tree_leaves(labels) if not _is_tensor(leaf)]
+    if other:
+        raise UsageError(
+            f"{where} gives targets with a {other[0]}; give tensors, or tuples or dicts of them"
+        )
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _check_tensor(value: Any, what: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, torch.Tensor):
+        raise UsageError(f"{what} as {type(value).__name__}, not as a tensor")
+    if value.dtype != dtype or value.ndim == 0 or tuple(value.shape[1:]) != shape:
+        wanted = (len(value) if value.ndim else 1, *shape)
+        raise UsageError(
+            f"{what} {value.dtype} {tuple(value.shape)}; the model takes {dtype} {wanted}"
+        )

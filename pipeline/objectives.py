@@ -1,4 +1,4 @@
-"""What a network is scored by and trained for: labels, or what the original network says.
+"""What a network is scored by and trained for where there are no labels: the original network.
 
 Enters: what the network gives for a batch, the labels, and a way to ask the original. Leaves: a
 loss. An `Objective` has two: `score`, whose gradient tells what a channel is worth, and `learn`.
@@ -38,31 +38,6 @@ class Objective(Protocol):
 
     def learn(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:
         """The loss that training makes small."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LabelledClasses:
-    """Class scores (N, classes) against labels (N,), mostly through the original (Hinton 2015).
-
-    distill: off, the labels alone teach; share: of the original's part.
-    """
-
-    score_batch: int | None = None
-    distill: bool = True
-    share: float = 0.9
-    temperature: float = 3.0
-
-    def score(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
-        """Cross-entropy."""
-        return F.cross_entropy(outputs.float(), labels)
-
-    def learn(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:
-        """Cross-entropy, and the distance to the original's softened outputs."""
-        hard = F.cross_entropy(outputs.float(), labels)
-        if not self.distill:
-            return hard
-        soft = softened_distance(outputs, original(), self.temperature)
-        return self.share * soft + (1 - self.share) * hard
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,15 +91,19 @@ def _quantise(
     assert before is not None
     provider = config.deploy.provider
 
+    metric = baseline.judge.task.metric
+    sign = 1 if metric is None or metric.higher_is_better else -1
+    unit = 100 if metric is None else 1  # points of top-1, or the metric's own
+
     def accuracy(path: Path) -> float:
         session = exporters.open_session(path, provider)
-        return verify.accuracy(session, data, console, "int8 accuracy").value
+        return sign * verify.accuracy(session, data, baseline.judge, console, "int8").value
 
     drop = config.target.max_accuracy_drop
     request = exporters.Int8Request(
         calibration=lambda: _calibration_inputs(baseline),
         accuracy=accuracy,
-        least_accuracy=None if drop is None else before.value - drop / 100,
+        least_accuracy=None if drop is None else sign * before.value - drop / unit,
         symmetric=provider in ("cuda", "tensorrt"),
     )
     found: list[exporters.Int8Result] = []

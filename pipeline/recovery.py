@@ -14,12 +14,12 @@ from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
-from pipeline.objectives import LabelledClasses, Objective
+from pipeline.objectives import Objective
 from pipeline.rundir import RunDirectory
 from pipeline.synthetic import DivergedError
+from pipeline.tasks import TaskObjective
 from pipeline.training import Trainer, TrainingSettings
 
-_PEAK_LR = 0.05
 MADE_PEAK_LR = 0.02  # on images that are few
 
 
@@ -32,13 +32,27 @@ class Recovery:
     made: MadeData | NothingMade | None
 
 
+@dataclass(frozen=True)
+class _Lesson:
+    """What is learnt, from which images, and how fast."""
+
+    data: Data
+    objective: Objective
+    peak_lr: float
+    decay_all: bool = False
+
+
 def prepare(
     config: RunConfig, baseline: Baseline, goal: Goal, run: RunDirectory, console: RunConsole
 ) -> Recovery:
     """Make images where there is no data, and the trainer."""
     if baseline.data is not None:
-        objective = LabelledClasses(distill=config.recovery.distill)
-        trainer = _trainer(config, baseline, (baseline.data, objective, _PEAK_LR), console)
+        recipe = goal.recipe
+        objective = TaskObjective(
+            task=baseline.judge.task, distill=config.recovery.distill and recipe.distill
+        )
+        lesson = _Lesson(baseline.data, objective, recipe.peak_lr, recipe.decay_all)
+        trainer = _trainer(config, baseline, lesson, console)
         return Recovery(trainer=trainer, made=None)
     if goal.holds_uncut(baseline.groups):
         return Recovery(trainer=None, made=None)
@@ -50,7 +64,8 @@ def prepare(
             "size of its weights, and nothing is recovered; --data would give more"
         )
         return Recovery(trainer=None, made=made)
-    trainer = _trainer(config, baseline, (made.data, made.objective, MADE_PEAK_LR), console)
+    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR)
+    trainer = _trainer(config, baseline, lesson, console)
     return Recovery(trainer=trainer, made=made)
 
 
@@ -69,12 +84,8 @@ def _made(
 
 
 def _trainer(
-    config: RunConfig,
-    baseline: Baseline,
-    lesson: tuple[Data, Objective, float],
-    console: RunConsole,
+    config: RunConfig, baseline: Baseline, lesson: _Lesson, console: RunConsole
 ) -> Trainer:
-    data, objective, peak_lr = lesson
     device = baseline.device
     fabric = Fabric(
         accelerator=device.type,
@@ -82,6 +93,9 @@ def _trainer(
         precision="bf16-mixed" if device.type == "cuda" else "32-true",
     )
     settings = TrainingSettings(
-        peak_lr=config.recovery.lr or peak_lr, objective=objective, seed=config.recovery.seed
+        peak_lr=config.recovery.lr or lesson.peak_lr,
+        objective=lesson.objective,
+        decay_all=lesson.decay_all,
+        seed=config.recovery.seed,
     )
-    return Trainer(fabric, data, baseline.loaded.module, settings, console)
+    return Trainer(fabric, lesson.data, baseline.loaded.module, settings, console)

@@ -204,8 +204,8 @@ def _measure(
     if data is None or baseline.accuracy is None:
         skipped["accuracy"] = "no data was given"
     else:
-        found = verify.accuracy(after, data, console, "accuracy")
-        accuracy = verify.accuracies(baseline.accuracy, found)
+        found = verify.accuracy(after, data, baseline.judge, console, "accuracy")
+        accuracy = verify.accuracies(baseline.accuracy, found, baseline.judge.task)
     surgery = None
     if compressed.surgery:
         worst = max(compressed.surgery, key=lambda s: s["max_abs_diff"] / s["tolerance"])

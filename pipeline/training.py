@@ -5,10 +5,11 @@ network trained. The original network teaches, if the objective asks it. Nothing
 goes.
 """
 
+import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +23,10 @@ from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import CompressError
-from pipeline.objectives import Ask, LabelledClasses, Objective
+from pipeline.learning import Frozen, last_linear, learn_in_leaves, lr_share, sgd
+from pipeline.objectives import Ask, Objective
+from pipeline.tasks import TaskObjective
 
-_MOMENTUM = 0.9
-_WEIGHT_DECAY = 5e-4
-_WARMUP_SHARE = 0.05
 _CLIP_NORM = 5.0
 _BN_BATCHES = 16
 _REFIT_BATCHES = 4
@@ -36,10 +36,14 @@ Loss = Callable[[Any, Tensor, Ask], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """`peak_lr` of SGD; `objective`: what the network is scored by and trained for."""
+    """`peak_lr` of SGD; `objective`: what the network is scored by and trained for.
+
+    decay_all: weight decay for biases and norms too, which it only shrinks.
+    """
 
     peak_lr: float
-    objective: Objective = field(default_factory=LabelledClasses)
+    objective: Objective = field(default_factory=TaskObjective)
+    decay_all: bool = False
     seed: int = 0
 
 
@@ -97,30 +101,48 @@ class Trainer:
         return str(self._fabric.device)
 
     def score(
-        self, model: nn.Module, groups: gbn.ChannelGroups, alive: Mask, batches: range
+        self, model: nn.Module, groups: gbn.ChannelGroups, alive: Mask, phase: Phase, start: int
     ) -> gbn.Scores:
-        """Gate scores over these batches of the stream; the model is left as it was.
+        """Gate scores over the phase's batches, which begin at batch `start` of the stream.
 
-        `alive`: the atoms of `groups` that the model still has. Raises CompressError when the
-        loss is not finite.
+        The model is left as it was, unless the phase has a learning rate: then the gates and the
+        last linear layer learn. `alive`: the atoms of `groups` that the model still has. Raises
+        CompressError when the loss is not finite.
         """
-        device_model = self._fabric.to_device(model).eval()
+        self._fabric.to_device(model).eval()
+        learns = phase.lr_from > 0
+        if learns:
+            learn_in_leaves(model)
         # an objective that draws draws the same in a run that is resumed here
-        torch.manual_seed(self._settings.seed + batches.start)
-        with gbn.Gates(device_model, groups) as gates:
-            for parameter in device_model.parameters():
+        torch.manual_seed(self._settings.seed + start)
+        with gbn.Gates(model, groups) as gates:
+            learning = {id(phi): phi for phi in gates.phi.values()}
+            if learns:
+                learning |= {id(p): p for p in last_linear(model)}
+            for parameter in model.parameters():
                 parameter.grad = None
-            with self._only_gates_learn(device_model, gates):
-                for images, labels in self._score_batches(batches):
-                    loss = self._loss(self._settings.objective.score, device_model, images, labels)
+            with Frozen(model, keep=set(learning)):
+                lr = self._settings.peak_lr * phase.lr_from
+                optimizer = self._sgd(list(learning.values()), lr) if learns else None
+                for images, targets in self._score_batches(start, phase.batches):
+                    loss = self._loss(self._settings.objective.score, model, images, targets)
                     if not math.isfinite(float(loss.detach())):
                         raise CompressError("the loss is not finite while scoring: check the data")
                     self._fabric.backward(loss)
-                    gates.accumulate()
+                    gates.accumulate(keep_gradients=learns)
+                    if optimizer is not None:
+                        optimizer.step()
+                        optimizer.zero_grad(set_to_none=True)
             return gates.scores(alive)
 
     def train(
-        self, model: nn.Module, phase: Phase, start: int, label: str, progress: Progress
+        self,
+        model: nn.Module,
+        groups: gbn.ChannelGroups,
+        phase: Phase,
+        start: int,
+        label: str,
+        progress: Progress,
     ) -> nn.Module:
         """Train for the phase's batches, which begin at batch `start` of the stream.
 
@@ -128,37 +150,55 @@ class Trainer:
         CompressError when the loss is not finite.
         """
         learn_in_leaves(self._fabric.to_device(model))
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(
-            _decay_groups(model), lr=self._settings.peak_lr, momentum=_MOMENTUM, nesterov=True
-        )
-        if progress.optimizer is not None:
-            optimizer.load_state_dict(progress.optimizer)
-        wrapped, optimizer = self._fabric.setup(model, optimizer)
-        done = progress.step
-        batches = self._batches(start + done, phase.batches - done)
+        step, state = progress.step, progress.optimizer
+        per_epoch = self.stream.per_epoch
+        batches = self._batches(start + step, phase.batches - step)
         with self._console.progress(label, total=phase.batches) as advance:
-            advance(done)
-            for step, (images, labels) in enumerate(batches, start=done):
-                if step == done or step % self.stream.per_epoch == 0:
-                    # dropout repeats itself, also in a run that is resumed here
-                    torch.manual_seed(self._settings.seed + start + step)
+            advance(step)
+            while step < phase.batches:
+                # dropout repeats itself, also in a run that is resumed here
+                torch.manual_seed(self._settings.seed + start + step)
+                end = min(step - step % per_epoch + per_epoch, phase.batches)
+                with contextlib.ExitStack() as gated:
+                    gates = gated.enter_context(gbn.Gates(model, groups)) if phase.penalty else None
+                    one_pass = _Pass(phase=phase, gates=gates, label=label, first=step, state=state)
+                    for _ in self._steps(model, one_pass, itertools.islice(batches, end - step)):
+                        advance(1)
+                step, state = end, one_pass.state
+                if step < phase.batches:
+                    assert state is not None
+                    progress.save(step, state)
+        return model.eval()
+
+    def _steps(self, model: nn.Module, work: "_Pass", batches: Iterable[Batch]) -> Iterator[None]:
+        """The steps of one pass; leaves the optimizer's state in `work`."""
+        held = {id(p) for p in work.gates.stood_for} if work.gates else set()
+        parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
+        optimizer = self._sgd(parameters, self._settings.peak_lr)
+        if work.state is not None:
+            optimizer.load_state_dict(work.state)
+        with Frozen(model, keep={id(p) for p in parameters}):
+            wrapped, optimizer = self._fabric.setup(model, optimizer)
+            for step, (images, targets) in enumerate(batches, start=work.first):
                 for group in optimizer.param_groups:
-                    group["lr"] = self._settings.peak_lr * lr_share(phase, step)
-                loss = self._loss(self._settings.objective.learn, wrapped, images, labels)
+                    group["lr"] = self._settings.peak_lr * lr_share(work.phase, step)
+                loss = self._loss(self._settings.objective.learn, wrapped, images, targets)
+                if work.gates is not None:
+                    loss = loss + work.phase.penalty * work.gates.penalty()
                 if not math.isfinite(float(loss.detach())):
                     raise CompressError(
-                        f"the loss is not finite in {label}, step {step}: lower --lr "
+                        f"the loss is not finite in {work.label}, step {step}: lower --lr "
                         f"(now {self._settings.peak_lr:g})"
                     )
                 self._fabric.backward(loss)
                 nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                advance(1)
-                if (step + 1) % self.stream.per_epoch == 0 and step + 1 < phase.batches:
-                    progress.save(step + 1, optimizer.state_dict())
-        return model.eval()
+                yield
+        work.state = optimizer.state_dict()
+
+    def _sgd(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.SGD:
+        return sgd(parameters, lr, decay_all=self._settings.decay_all)
 
     def repair(self, original: nn.Module, small: nn.Module, plan: gbn.PrunePlan) -> None:
         """What can be made good after a cut without training: layers refitted, statistics renewed.
@@ -200,7 +240,7 @@ class Trainer:
                 norm.momentum = momentum
             model.eval()
 
-    def _loss(self, kind: Loss, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, kind: Loss, model: nn.Module, images: Tensor, targets: Any) -> Tensor:
         with self._fabric.autocast():
             outputs = model(images)
 
@@ -208,24 +248,38 @@ class Trainer:
             with torch.no_grad(), self._fabric.autocast():
                 return self._teacher(images)
 
-        return kind(outputs, labels, original)
+        return kind(outputs, targets, original)
 
     def _batches(self, start: int, count: int) -> Iterator[Batch]:
-        for images, labels in self.stream.take(start, count):
-            yield self._place(images), self._fabric.to_device(labels)
+        for images, targets in self.stream.take(start, count):
+            yield self._place(images), self._fabric.to_device(targets)
 
-    def _score_batches(self, batches: range) -> Iterator[Batch]:
-        for images, labels in self._batches(batches.start, len(batches)):
-            size = self._settings.objective.score_batch or len(images)
-            yield from zip(images.split(size), labels.split(size), strict=True)
+    def _score_batches(self, start: int, count: int) -> Iterator[Batch]:
+        size = self._settings.objective.score_batch
+        for images, targets in self._batches(start, count):
+            if size is None:
+                yield images, targets
+            else:
+                yield from zip(images.split(size), targets.split(size), strict=True)
 
     def _place(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
         placed: Tensor = self._fabric.to_device(images.contiguous(memory_format=layout))
         return placed
 
-    def _only_gates_learn(self, model: nn.Module, gates: gbn.Gates) -> "_Frozen":
-        return _Frozen(model, {id(phi) for phi in gates.phi.values()})
+
+@dataclass(kw_only=True)
+class _Pass:
+    """A part of a phase, between two saves: gates, if any, are on during one pass alone.
+
+    state: of the optimizer, before and then after it.
+    """
+
+    phase: Phase
+    gates: gbn.Gates | None
+    label: str
+    first: int
+    state: dict[str, Any] | None
 
 
 def _norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
@@ -239,48 +293,3 @@ def _norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
 
 def _statistics(norm: nn.modules.batchnorm._BatchNorm) -> dict[str, Tensor]:
     return {name: value for name, value in norm.state_dict().items() if "running" in name}
-
-
-class _Frozen:
-    """Turns gradients of all parameters off but the given ones, and back as they were."""
-
-    def __init__(self, model: nn.Module, keep: set[int]) -> None:
-        self._before = [(p, p.requires_grad) for p in model.parameters()]
-        self._keep = keep
-
-    def __enter__(self) -> None:
-        for parameter, _ in self._before:
-            parameter.requires_grad_(id(parameter) in self._keep)
-
-    def __exit__(self, *_: object) -> None:
-        for parameter, flag in self._before:
-            parameter.requires_grad_(flag)
-
-
-def learn_in_leaves(model: nn.Module) -> None:
-    """Training mode for layers, eval mode for what holds them.
-
-    Layers such as norms and dropout must know that they are being trained. A network that asks
-    itself would run auxiliary heads, which the deployed graph does not have and no cut has seen.
-    """
-    for module in model.modules():
-        is_layer = isinstance(module, nn.modules.batchnorm._NormBase)
-        module.training = is_layer or next(module.children(), None) is None
-
-
-def lr_share(phase: Phase, step: int) -> float:
-    """Learning rate at a step as a share of the peak: short warm-up, then a cosine to `lr_to`."""
-    warmup = max(round(_WARMUP_SHARE * phase.batches), 1)
-    if step < warmup:
-        return phase.lr_from * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(phase.batches - warmup, 1)
-    return phase.lr_to + (phase.lr_from - phase.lr_to) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def _decay_groups(model: nn.Module) -> list[dict[str, object]]:
-    """Weight decay for weights; none for biases and norms, which it would only shrink."""
-    learning = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": _WEIGHT_DECAY},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
-    ]

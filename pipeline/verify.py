@@ -20,6 +20,7 @@ from pipeline.errors import UsageError
 from pipeline.exporting import at_other_sizes
 from pipeline.importers import LoadedModel
 from pipeline.report import Accuracy, Difference, Fidelity, Latency, LatencySummary
+from pipeline.tasks import Judge, Task
 
 PARITY_BATCH = 8
 _FIDELITY_BATCH = 32
@@ -71,8 +72,10 @@ def parity(
     return Difference(max_abs_diff=difference, tolerance=found.tolerance)
 
 
-def accuracy(session: Session, data: Data, console: RunConsole, label: str) -> exporters.Accuracy:
-    """Top-1 of an ONNX file on the validation images."""
+def accuracy(
+    session: Session, data: Data, judge: Judge, console: RunConsole, label: str
+) -> exporters.Accuracy:
+    """Top-1, or the metric of the user's task, of an ONNX file on the validation images."""
     loader = data.val_loader()
     with console.progress(label, total=len(loader)) as advance:
 
@@ -81,7 +84,9 @@ def accuracy(session: Session, data: Data, console: RunConsole, label: str) -> e
                 yield batch
                 advance(1)
 
-        return exporters.top1(session, counted())
+        if judge.task.metric is None:
+            return exporters.top1(session, counted())
+        return exporters.mean_metric(session, counted(), judge.task.metric.name, judge.judge)
 
 
 def require_better_than_chance(found: exporters.Accuracy, data: Data, num_outputs: int) -> None:
@@ -104,10 +109,15 @@ def _numbers(values: tuple[float, ...] | None) -> str:
     return ",".join(f"{v:g}" for v in values) if values else "none"
 
 
-def accuracies(before: exporters.Accuracy, after: exporters.Accuracy) -> Accuracy:
+def accuracies(before: exporters.Accuracy, after: exporters.Accuracy, task: Task) -> Accuracy:
     """Both files' accuracy, for the report."""
     return Accuracy(
-        metric=before.metric, samples=before.samples, before=before.value, after=after.value
+        metric=before.metric,
+        samples=before.samples,
+        before=before.value,
+        after=after.value,
+        higher_is_better=task.metric is None or task.metric.higher_is_better,
+        in_points=task.is_classification,
     )
 
 

@@ -302,3 +302,24 @@ def test_weights_that_are_not_numbers_are_refused_by_kind(net):
         model.plain.weight[0] = torch.nan
     with pytest.raises(gbn.ScoresNotFinite, match=r"magnitude scores .*: the weights hold NaN"):
         gbn.magnitude_scores(model, groups)
+
+
+def test_gradients_are_kept_for_an_optimizer_only_when_asked(net):
+    model, groups = net
+    sums = []
+    for keep in (False, True):
+        with gbn.Gates(model.double().eval(), groups) as gates:
+            _loss(model).backward()
+            gates.accumulate(keep_gradients=keep)
+            held = [phi.grad is not None for phi in gates.phi.values()]
+            assert all(held) if keep else not any(held)
+            sums.append(gates.site_scores())
+    assert all(np.array_equal(sums[0][key], sums[1][key]) for key in sums[0])
+
+
+def test_norms_whose_scale_a_gate_stands_for_are_named(net):
+    model, groups = net
+    norms = {id(m.weight) for m in model.modules() if isinstance(m, nn.BatchNorm2d)}
+    with gbn.Gates(model, groups) as gates:
+        assert gates.stood_for
+        assert {id(parameter) for parameter in gates.stood_for} <= norms

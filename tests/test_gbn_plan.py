@@ -223,7 +223,14 @@ def test_targets_that_are_not_positive_are_refused(target, net):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"multiple": 0}, {"multiple": "often"}, {"min_channels": 0}, {"min_share": 1.5}]
+    "wrong",
+    [
+        {"multiple": 0},
+        {"multiple": "often"},
+        {"min_channels": 0},
+        {"min_share": 1.5},
+        {"rank": "x"},
+    ],
 )
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} is"):
@@ -234,3 +241,29 @@ def test_scores_for_other_groups_are_refused(net):
     _, groups = net
     with pytest.raises(ValueError, match=r"3 scores for \d+ atoms"):
         gbn.plan(groups, gbn.Scores(np.ones(3), "few"), flops=0.5)
+
+
+def test_a_plain_threshold_takes_the_lowest_scores_whatever_they_cost():
+    model = nn.Sequential(
+        nn.Conv2d(3, 60, 1), nn.ReLU(), nn.Conv2d(60, 40, 1), nn.ReLU(), nn.Conv2d(40, 4, 1)
+    )
+    groups = gbn.trace(model, X)
+    values = np.full(groups.num_atoms, 100.0)
+    values[list(groups.groups[0].atoms)[:30]] = 1.0  # each saves 3 + 40 of 2740 MACs a pixel
+    values[list(groups.groups[1].atoms)[:20]] = 1.2  # each saves 60 + 4
+    scores = gbn.Scores(values, "set")
+    threshold = gbn.plan(groups, scores, flops=0.6, settings=gbn.PlanSettings(rank="score"))
+    # 43 * width + 160 must be at most 0.6 * 2740 = 1644: 34
+    assert list(widths(threshold).values()) == [34, 40, 4]
+    first, second, _ = widths(gbn.plan(groups, scores, flops=0.6)).values()
+    assert first >= 59 and second <= 23
+
+
+def test_a_threshold_leaves_a_tenth_of_each_width():
+    groups = gbn.trace(Net(), X)
+    values = np.full(groups.num_atoms, 100.0)
+    one = next(g for g in groups.groups if g.name == "one")
+    values[list(one.atoms)] = 1e-9
+    settings = gbn.PlanSettings(rank="score")
+    plan = gbn.plan(groups, gbn.Scores(values, "set"), flops=0.4, settings=settings)
+    assert widths(plan)["one"] == 4  # of 32, a tenth rounded up

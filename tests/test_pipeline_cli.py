@@ -119,13 +119,14 @@ def test_every_option_reaches_the_config(stub: Stub, model: str) -> None:
     )
     args += "--seed 7 --channel-multiple 8 --freeze a --freeze b --min-channels 2 --provider cuda "
     args += "--opset 21 --out o --resume --device cpu --dry-run -v --json --arch timm:x "
-    args += "--input-size 3,8,8 --trust-pickle"
+    args += "--input-size 3,8,8 --trust-pickle --task t.py:make --recipe gbn-2019"
     assert _run(*args.split(), model).exit_code == 0
     (config,) = stub.configs
     assert config.target.params is not None
     assert config.target.params.count == 25_000_000
     assert config.target.max_accuracy_drop == 0.5
     assert (config.data.source, config.data.batch_size, config.data.workers) == ("d", 4, 0)
+    assert (config.data.task, config.recovery.recipe) == ("t.py:make", "gbn-2019")
     assert (config.data.mean, config.data.std, config.data.augment) == (
         (0, 0, 0),
         (1, 1, 1),

@@ -206,6 +206,23 @@ def test_the_fingerprint_follows_the_model_by_content(model: Path) -> None:
     assert _config(model).fingerprint() != before
 
 
+def test_the_fingerprint_follows_the_file_of_a_task(model: Path, tmp_path: Path) -> None:
+    source = tmp_path / "task.py"
+    source.write_text("def make(): ...")
+    given = {"data": "photos", "task": f"{source}:make"}
+    before = _config(model, **given).fingerprint()
+    assert before != _config(model, data="photos").fingerprint()
+    source.write_text("def make(): return 1")
+    assert _config(model, **given).fingerprint() != before
+
+
+def test_a_drop_above_100_points_is_possible_in_the_units_of_a_task_alone(model: Path) -> None:
+    given = {"data": "photos", "max_accuracy_drop": 250.0}
+    assert _config(model, task="t.py:make", **given).target.max_accuracy_drop == 250
+    with pytest.raises(UsageError, match=r"250\.0 is outside 0 to 100 points"):
+        _config(model, **given)
+
+
 def test_the_fingerprint_follows_an_architecture_file(model: Path, tmp_path: Path) -> None:
     source = tmp_path / "net.py"
     source.write_text("a = 1")
@@ -294,4 +311,4 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_options_that_are_not_built_are_not_offered() -> None:
-    assert not {"target_latency", "recipe"} & OPTION_KINDS.keys()
+    assert not {"target_latency"} & OPTION_KINDS.keys()

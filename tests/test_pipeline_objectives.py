@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 import gbn
 from pipeline.objectives import (
-    LabelledClasses,
     OriginalClasses,
     OriginalOutputs,
     are_probabilities,
@@ -17,6 +16,7 @@ from pipeline.objectives import (
     relative_distance,
     softened_distance,
 )
+from pipeline.tasks import TaskObjective
 
 NO_LABELS = torch.zeros(2, dtype=torch.int64)
 
@@ -44,14 +44,14 @@ def test_labels_and_original_are_mixed_by_the_share() -> None:
     label = torch.tensor([0])
     hard = math.log(1 + math.exp(-2))
     soft = softened_distance(outputs, taught, 3.0).item()
-    objective = LabelledClasses(share=0.75)
+    objective = TaskObjective(share=0.75)
     mixed = objective.learn(outputs, label, lambda: taught).item()
     assert mixed == pytest.approx(0.75 * soft + 0.25 * hard, rel=1e-5)
-    assert objective.score(outputs, label, never).item() == pytest.approx(hard, rel=1e-5)
+    assert objective.score(outputs, label, lambda: taught).item() == pytest.approx(mixed)
 
 
 def test_without_distillation_the_original_is_not_asked() -> None:
-    loss = LabelledClasses(distill=False).learn(torch.zeros(1, 2), torch.tensor([0]), never)
+    loss = TaskObjective(distill=False).learn(torch.zeros(1, 2), torch.tensor([0]), never)
     assert loss.item() == pytest.approx(math.log(2))
 
 

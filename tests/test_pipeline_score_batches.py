@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 import gbn
+from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.mixed_data import made_images
 from pipeline.objectives import OriginalClasses
@@ -49,8 +50,9 @@ def test_batches_are_cut_as_the_objective_asks(score_batch: int | None, sizes: l
     trainer = Trainer(
         Fabric(accelerator="cpu", devices=1), data, model, settings, RunConsole(verbosity=-1)
     )
+    tick = Phase(kind="tick", batches=2)
     everything = np.ones(groups.num_atoms, dtype=np.bool_)
-    first, again = (trainer.score(model, groups, everything, range(2)).values for _ in range(2))
+    first, again = (trainer.score(model, groups, everything, tick, 0).values for _ in range(2))
     assert objective.sizes == sizes * 2
     assert first.any()
     np.testing.assert_array_equal(first, again)  # draws repeat themselves

@@ -188,11 +188,13 @@ def _check_accuracy(
     console: RunConsole,
 ) -> None:
     from pipeline import verify
+    from pipeline.tasks import CLASSIFICATION, Judge
 
     candidate, baseline = sessions
     began = monotonic()
-    after = verify.accuracy(candidate, data, console, "accuracy")
-    before = verify.accuracy(baseline, data, console, "baseline") if baseline else None
+    judge = Judge(task=CLASSIFICATION)
+    after = verify.accuracy(candidate, data, judge, console, "accuracy")
+    before = verify.accuracy(baseline, data, judge, console, "baseline") if baseline else None
     seconds = monotonic() - began
     found.figures["accuracy"] = {
         "metric": after.metric,

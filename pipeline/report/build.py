@@ -29,7 +29,7 @@ EXIT_CODES = {
 }
 
 # A difference of two decimal fractions is off by some 1e-14; one sample in a billion is 1e-7.
-_POINTS_ROUNDING = 1e-9
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def _parity_holds(measured: Measurements) -> bool | None:
 def _accuracy_holds(measured: Measurements) -> bool | None:
     if measured.accuracy is None or measured.max_accuracy_drop is None:
         return None
-    return measured.accuracy.drop_points <= measured.max_accuracy_drop + _POINTS_ROUNDING
+    return measured.accuracy.drop <= measured.max_accuracy_drop + _ROUNDING
 
 
 def _latency_holds(measured: Measurements) -> bool | None:
@@ -176,12 +176,14 @@ def _kept_limit(counts: BeforeAfter | None, limit: int | None) -> float | None:
 
 
 def _target_section(measured: Measurements) -> dict[str, Any]:
+    in_points = measured.accuracy is None or measured.accuracy.in_points
     return {
         "flops_kept": _kept_limit(measured.flops, measured.target_flops),
         "flops": measured.target_flops,
         "params_kept": _kept_limit(measured.params, measured.target_params),
         "params": measured.target_params,
-        "max_accuracy_drop_points": measured.max_accuracy_drop,
+        "max_accuracy_drop_points": measured.max_accuracy_drop if in_points else None,
+        "max_metric_drop": None if in_points else measured.max_accuracy_drop,
         "latency_ms": None,
         "min_speedup": measured.min_speedup,
     }

@@ -68,8 +68,13 @@ def _precision_row(precision: dict[str, Any]) -> tuple[str, str, str, str]:
 
 def _accuracy_row(accuracy: dict[str, Any]) -> tuple[str, str, str, str]:
     before, after = accuracy["before"], accuracy["after"]
+    what = f"{accuracy['metric']} (n={accuracy['samples']})"
+    if not accuracy["in_points"]:
+        better = "higher" if accuracy["higher_is_better"] else "lower"
+        change = f"{after - before:+.3g} ({better} is better)"
+        return what, f"{before:.4g}", f"{after:.4g}", change
     return (
-        f"{accuracy['metric']} (n={accuracy['samples']})",
+        what,
         f"{100 * before:.2f} %",
         f"{100 * after:.2f} %",
         f"{100 * (after - before):+.2f} points",

@@ -32,17 +32,24 @@ class BeforeAfter:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """Fractions in [0, 1], of the two ONNX files on the same samples."""
+    """A metric of the two ONNX files on the same samples.
+
+    in_points: `before` and `after` are fractions in [0, 1], and drops are told in points
+    (hundredths); else both are in the metric's own units.
+    """
 
     metric: str
     samples: int
     before: float
     after: float
+    higher_is_better: bool = True
+    in_points: bool = True
 
     @property
-    def drop_points(self) -> float:
-        """Accuracy lost, in points; below 0 where it was gained."""
-        return (self.before - self.after) * 100
+    def drop(self) -> float:
+        """What was lost, in points or in the metric's units; below 0 where it was gained."""
+        lost = self.before - self.after if self.higher_is_better else self.after - self.before
+        return lost * 100 if self.in_points else lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +141,7 @@ class Measurements:
     target_params: int | None = None
     """Parameters that may remain, where that was asked."""
     max_accuracy_drop: float | None = None
-    """Points that may be lost, where that was asked."""
+    """Points, or units of the task's metric, that may be lost, where that was asked."""
     min_speedup: float | None = None
     """Speed-up whose whole interval must be reached, where that was asked."""
     uncounted_ops: Mapping[str, int] = field(default_factory=dict)

@@ -1,0 +1,47 @@
+"""How a network is compressed: the named recipes of `--recipe`.
+
+What enters: a name. What leaves: a frozen `Recipe`, numbers and pure functions alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from gbn.ticktock import Phase, schedule, schedule_2019
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What differs between recipes; gates, cuts and proofs are the same.
+
+    schedule: batches and target share to phases. rank: see `gbn.PlanSettings`. distill: the
+    original teaches. refit: layers behind a cut are refitted to what they gave. decay_all: weight
+    decay for biases and norms too.
+    """
+
+    schedule: Callable[..., tuple[Phase, ...]]
+    peak_lr: float
+    distill: bool
+    refit: bool
+    decay_all: bool
+    rank: str
+
+
+RECIPES = {
+    "default": Recipe(
+        schedule=schedule,
+        peak_lr=0.05,
+        distill=True,
+        refit=True,
+        decay_all=False,
+        rank="score per cost",
+    ),
+    # You et al. 2019 (arXiv 1909.08174) and the authors' settings
+    "gbn-2019": Recipe(
+        schedule=schedule_2019,
+        peak_lr=0.01,
+        distill=False,
+        refit=False,
+        decay_all=True,
+        rank="score",
+    ),
+}
