@@ -15,6 +15,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
+import gbn
 from benchmarks.cifar_models import CifarResNet, resnet20
 from benchmarks.main_job_checks import Array, Labels
 from benchmarks.tables import RUNS
@@ -110,7 +111,8 @@ def recover(model: nn.Module, original: nn.Module, data: Data, share: float) -> 
     phase = Phase(kind="finetune", batches=steps, lr_from=1.0, lr_to=0.0)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    trainer.train(model, phase, 0, "peer", Progress(save=lambda _step, _state: None))
+    groups = gbn.trace(model, torch.zeros(1, 3, 32, 32))
+    trainer.train(model, groups, phase, 0, "peer", Progress(save=lambda _step, _state: None))
 
 
 def _top1(model: nn.Module, images: Array, labels: Labels) -> float:
