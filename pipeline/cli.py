@@ -133,6 +133,7 @@ OPTIONS = (
     _option("Model", "--trust-pickle", is_flag=True, help="Let a pickled model run its code."),
     _option("Target", "--target-flops", metavar="KEEP", help="At most 0.6, 60% or 25M MACs."),
     _option("Target", "--target-params", metavar="KEEP", help="The same for parameters."),
+    _option("Target", "--target-latency", metavar="TIME", help="At most 4ms, or 0.6x the time."),
     _option("Target", "--max-accuracy-drop", type=float, metavar="X", help="Points, e.g. 0.5."),
     _option("Data", "--data", metavar="SOURCE", help="Image folders, FILE.npz or FILE.py:FACTORY."),
     _option("Data", "--mean", metavar="X,Y,Z", help="Subtracted, one a channel."),

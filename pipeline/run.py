@@ -23,13 +23,16 @@ import gbn
 from exporters.session import Session
 from gbn.prune_plan import GroupWidth
 from pipeline import verify
-from pipeline.baseline import Baseline, measure_baseline, set_goal
-from pipeline.compress import Compressed, Compressor, Goal
+from pipeline.baseline import Baseline, measure_baseline
+from pipeline.compress import Compressed, Compressor
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data_free import MadeData, NothingMade
 from pipeline.exporting import counted_shapes, export_request
 from pipeline.folded_norms import fold_norms, without_norms
+from pipeline.goal import Goal, set_goal
+from pipeline.latency.layers import layer_report
+from pipeline.latency.network import place_of
 from pipeline.precision import FP32_FILE, add_ort, convert
 from pipeline.recovery import prepare
 from pipeline.report import (
@@ -43,6 +46,7 @@ from pipeline.report import (
     render_html,
 )
 from pipeline.rundir import RunDirectory, check_out
+from pipeline.target import LatencyTarget
 
 _PROOF_IMAGES = 2
 
@@ -54,6 +58,7 @@ class _Outcome:
     compressed: Compressed
     plan: gbn.PrunePlan
     made: MadeData | NothingMade | None
+    goal: Goal
 
 
 def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
@@ -104,7 +109,7 @@ def _compress(
     )
     compressed = compressor.compress(config.recovery.epochs)
     plan = compressor.plan(compressed.alive)
-    return _Outcome(compressed=compressed, plan=plan, made=recovery.made)
+    return _Outcome(compressed=compressed, plan=plan, made=recovery.made, goal=goal)
 
 
 def _finish(
@@ -220,7 +225,12 @@ def _measure(
     )
     for warning in timed.warnings:
         console.warn(f"latency: {warning}")
-    return {
+    latency_goal = outcome.goal.latency
+    return _latency_target(target.latency) | {
+        "latency_layers": layer_report(
+            baseline.onnx, config.out / "model.onnx", place_of(config, baseline)
+        ),
+        "latency_plan": None if latency_goal is None else latency_goal.described(),
         "flops": BeforeAfter(before=cost.num_macs, after=result.num_macs),
         "params": BeforeAfter(before=cost.num_params, after=result.num_params),
         "size_bytes": BeforeAfter(before=cost.size_bytes, after=_size_bytes(config)),
@@ -248,6 +258,16 @@ def _measure(
             ),
         )
         | {"nodes_on_other_providers": after.nodes_elsewhere},
+    }
+
+
+def _latency_target(target: LatencyTarget | None) -> dict[str, Any]:
+    if target is None:
+        return {}
+    return {
+        "target_latency_ms": None if target.limit_ms is None else float(target.limit_ms),
+        "target_latency_kept": None if target.share is None else float(target.share),
+        "latency_tolerance": target.TOLERANCE,
     }
 
 
