@@ -52,7 +52,7 @@ def test_the_graph_has_the_macs_of_a_network_built_at_these_widths(learnt, first
     assert outputs[0].shape == (3, 5)
 
 
-def test_at_its_own_widths_it_computes_what_it_was_learnt_from(learnt, tmp_path):
+def test_at_its_own_widths_it_computes_what_it_was_learnt_from(tmp_path):
     torch.manual_seed(0)
     net = Net(12, 20)
     whole, other = exported(net, tmp_path, "a.onnx"), exported(Net(9, 14), tmp_path, "b.onnx")

@@ -97,23 +97,23 @@ class Remembered:
     def __init__(self, value=None):
         self.value = value
 
-    def get(self, *key):
+    def get(self, *_key):
         return self.value
 
-    def put(self, value, *key):
+    def put(self, value, *_key):
         self.value = value
 
 
 def test_the_smallest_step_that_is_hardly_slower_counts(monkeypatch):
     found = {1: 0.5, 2: 0.55, 4: 0.9, 8: 0.95, 16: 1.0, 32: 0.99}
-    monkeypatch.setattr("exporters.width_steps._speeds", lambda place: found)
+    monkeypatch.setattr("exporters.width_steps._speeds", lambda _place: found)
     cache = Remembered()
     assert fast_step(Place(provider="cpu", threads=1), cache) == 8
     assert cache.value == 8
 
 
 def test_a_known_step_is_not_measured_again(monkeypatch):
-    monkeypatch.setattr("exporters.width_steps._speeds", lambda place: pytest.fail("measured"))
+    monkeypatch.setattr("exporters.width_steps._speeds", lambda _place: pytest.fail("measured"))
     assert fast_step(Place(provider="cpu", threads=1), Remembered(4)) == 4
 
 

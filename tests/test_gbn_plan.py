@@ -304,7 +304,7 @@ def test_channels_can_go_by_time_until_the_macs_are_few_enough():
 
 
 def test_several_limits_hold_together():
-    groups, first, second = two_layers()
+    groups, _, second = two_layers()
     time = timed(groups, {second: 10.0})
     macs = gbn.CostModel.macs(groups)
     limits = [
@@ -316,10 +316,12 @@ def test_several_limits_hold_together():
 
 
 def test_a_limit_in_time_that_no_cut_reaches_says_the_least():
-    groups, first, second = two_layers()
+    groups, first, _ = two_layers()
     time = timed(groups, {first: 10.0})
     limit = gbn.Limit(cost=time, at_most=59, unit="ns by measured layers")
-    with pytest.raises(gbn.UnreachableTarget, match="59 ns by measured layers .* reachable is 60 "):
+    with pytest.raises(
+        gbn.UnreachableTarget, match=r"59 ns by measured layers .* reachable is 60 "
+    ):
         gbn.choose_within(groups, random_scores(groups, 0), [limit])
 
 

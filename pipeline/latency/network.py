@@ -39,7 +39,7 @@ _CONFIRM_S = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class WholeTime:
-    """A graph beside the given one, in turns. share: of the given one's time; medians."""
+    """A graph beside the given one, in turns. share: of the given one's time."""
 
     ms: float
     share: float
@@ -64,8 +64,8 @@ class TimedNetwork:
     def whole_time(self, alive: Mask, seconds: float = _CONFIRM_S) -> WholeTime:
         """Measure the whole graph with these atoms against the model as given."""
         session = self.place.open(self.resizable.at(self.groups.counts(alive)))
-        times, ratios = _in_turns(self.place, [self.before, session], seconds)
-        return WholeTime(ms=times[1], share=ratios[1])
+        times, shares = _in_turns(self.place, [self.before, session], seconds)
+        return WholeTime(ms=times[1], share=shares[1])
 
     def described(self) -> dict[str, Any]:
         """For the report."""
@@ -170,7 +170,11 @@ def _nodes(resizable: Resizable, widths: np.ndarray, place: Place) -> tuple[Node
 def _in_turns(
     place: Place, sessions: Sequence[Session], seconds: float
 ) -> tuple[list[float], list[float]]:
-    """Median ms of each, and the median of each one's share of the first, round by round."""
+    """Times of each in ms, and its share of the first one's.
+
+    Lower quartiles of undisturbed rounds: on a machine with other work these repeat best, and on a
+    quiet one they lie beside the medians.
+    """
     timed = [
         exporters.Timed(name=str(number), session=session, inputs=place.inputs(session))
         for number, session in enumerate(sessions)
@@ -180,9 +184,8 @@ def _in_turns(
     )
     with exporters.on_core(place.cores):
         found = exporters.measure_latency(timed, settings)
-    rows = found.samples_ms[found.undisturbed]
-    shares = np.median(rows / rows[:, :1], axis=0)
-    return np.median(rows, axis=0).tolist(), shares.tolist()
+    times = np.percentile(found.samples_ms[found.undisturbed], 25, axis=0)
+    return times.tolist(), (times / times[0]).tolist()
 
 
 def _calibrated(
