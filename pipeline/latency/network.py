@@ -157,8 +157,8 @@ def _in_precision(
 def _nodes(resizable: Resizable, widths: np.ndarray, place: Place) -> tuple[NodeTime, ...]:
     cache = TimeCache()
     sizes = sorted((name, *size) for name, size in place.sizes.items())
-    key = ("nodes", resizable.signature, widths.tolist(), place.provider, place.threads)
-    key = (*key, place.batch, sizes)
+    where = (place.provider, place.threads, place.batch, sizes)
+    key = ("nodes", resizable.signature, widths.tolist(), where)
     known = cache.get(*key)
     if isinstance(known, list):
         return tuple(NodeTime.from_json(entry) for entry in known)
