@@ -3,11 +3,12 @@
 Enters: an ONNX file or its bytes, and where and on what it runs. Leaves: one `NodeTime` for each
 node that was executed: after fusion, so a convolution with the activation behind it is one node,
 with the sizes that its kernel really computes (widths are padded where the kernel works in
-blocks). Refused: providers that return before their work is done, of which times of nodes say
-nothing.
+blocks). Of providers that return before their work is done these times say nothing; there the
+time of the whole graph is what can be measured (`whole_ms`, and `spread_times` for the nodes).
 """
 
 import json
+import math
 import tempfile
 import time
 from collections import defaultdict
@@ -19,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from exporters.cores import on_core
-from exporters.errors import ExportError
 from exporters.inputs import Shape, random_inputs
 from exporters.session import Array, Session, open_session
-from exporters.timing import garbage_collection_off
+from exporters.timing import garbage_collection_off, run_ms, warm_up
 
 SYNCHRONOUS = ("cpu", "openvino")
 """Providers whose nodes have done their work when they return."""
@@ -81,11 +81,6 @@ class NodeTime:
 
 def node_times(model: Path | bytes, place: Place, seconds: float = 0.25) -> tuple[NodeTime, ...]:
     """Run for so long, 8 to 100 times, and read the record. Raises ExportError."""
-    if place.provider not in SYNCHRONOUS:
-        raise ExportError(
-            f"provider {place.provider!r} returns before its nodes are done: their times cannot be "
-            f"read; {', '.join(SYNCHRONOUS)} can"
-        )
     with tempfile.TemporaryDirectory() as folder:
         session = place.open(model, Path(folder, "nodes"))
         inputs = place.inputs(session)
@@ -98,6 +93,42 @@ def node_times(model: Path | bytes, place: Place, seconds: float = 0.25) -> tupl
                 runs += 1
         events = json.loads(session.end_profiling().read_text(encoding="utf-8"))
     return tuple(_read(events))
+
+
+def whole_ms(model: Path | bytes, place: Place, seconds: float = 0.5) -> float:
+    """The lower quartile of the times of the whole graph, until its device has finished."""
+    session = place.open(model)
+    run = session.bind(place.inputs(session))
+    with on_core(place.cores), garbage_collection_off():
+        warm_up(run)
+        times: list[float] = []
+        start = time.perf_counter()
+        while len(times) < _FEWEST_RUNS or time.perf_counter() - start < seconds:
+            times.append(run_ms(run))
+    return float(np.percentile(times, 25))
+
+
+def is_layer(node: NodeTime) -> bool:
+    """Whether it multiplies its input by a second one, a weight mostly."""
+    named = node.op.endswith(("Conv", "Gemm", "MatMul"))
+    return named and len(node.inputs) > 1 and len(node.inputs[1]) > 1
+
+
+def work(node: NodeTime) -> int:
+    """Multiply-accumulates of a layer, as computed; 0 of any other node."""
+    if not is_layer(node):
+        return 0
+    output, weight = math.prod(node.outputs[0]), node.inputs[1]
+    return output * (
+        math.prod(weight[1:])
+        if len(weight) > 2
+        else math.prod(weight) // max(node.outputs[0][-1], 1)
+    )
+
+
+def elements(node: NodeTime) -> int:
+    """What it reads and writes."""
+    return sum(math.prod(shape) for shape in (*node.inputs, *node.outputs))
 
 
 def _read(events: list[dict[str, Any]]) -> Iterator[NodeTime]:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import exporters
-from exporters.node_times import NodeTime, Place, node_times
+from exporters.node_times import NodeTime, Place, node_times, work
+from exporters.spread_times import spread
 from exporters.time_model import Sample, fit_times
 from exporters.width_steps import fast_step, probe
 
@@ -88,9 +89,39 @@ def test_executed_nodes_are_read_with_the_sizes_that_they_compute():
     assert NodeTime.from_json(full.to_json()) == full
 
 
-def test_times_of_nodes_are_refused_where_they_say_nothing():
-    with pytest.raises(exporters.ExportError, match="returns before its nodes are done"):
-        node_times(probe(8), Place(provider="cuda", threads=1))
+def test_whole_times_are_spread_over_nodes_by_what_they_do():
+    """Priced here: 0.01 ms a start, 1e-6 an element, 1e-7 a multiply-accumulate."""
+
+    def priced(widths) -> tuple[tuple[NodeTime, ...], float]:
+        layer, total = conv("x", widths, 1), 0.0
+        pool = NodeTime(name="p", op="Pool", inputs=layer.outputs, outputs=((1, 4, 1, 1),), ms=0.0)
+        for node in (layer, pool):
+            total += 0.01 + 1e-6 * sum(np.prod(s) for s in (*node.inputs, *node.outputs))
+        return (layer, pool), total + 1e-7 * 64 * 9 * widths[0] * widths[1]
+
+    graphs = [priced(widths) for widths in WIDTHS]
+    found = spread([nodes for nodes, _ in graphs], [ms for _, ms in graphs])
+    for nodes, (before, ms) in zip(found, graphs, strict=True):
+        assert sum(node.ms for node in nodes) == pytest.approx(ms, rel=1e-6)
+        assert [node.name for node in nodes] == [node.name for node in before]
+    layer = found[0][0]
+    a, b = WIDTHS[0][:2]
+    expected = 0.01 + 1e-6 * (64 * a + 9 * a * b + 64 * b) + 1e-7 * 64 * 9 * a * b
+    assert layer.ms == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("op", "inputs", "outputs", "macs"),
+    [
+        ("Conv", ((1, 8, 4, 4), (6, 8, 3, 3)), ((1, 6, 4, 4),), 16 * 6 * 72),
+        ("FusedConv", ((1, 8, 4, 4), (8, 1, 3, 3)), ((1, 8, 4, 4),), 16 * 8 * 9),
+        ("Gemm", ((2, 10), (5, 10)), ((2, 5),), 2 * 50),
+        ("MatMul", ((1, 7, 10), (10, 5)), ((1, 7, 5),), 7 * 50),
+        ("Add", ((1, 8, 4, 4), (1, 8, 4, 4)), ((1, 8, 4, 4),), 0),
+    ],
+)
+def test_the_work_of_a_node_by_hand(op, inputs, outputs, macs):
+    assert work(NodeTime(name="n", op=op, inputs=inputs, outputs=outputs, ms=1.0)) == macs
 
 
 class Remembered:

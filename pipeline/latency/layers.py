@@ -5,7 +5,6 @@ by node in whole graphs, and their sums beside the time of the whole. Where the 
 tell times of nodes, the reason.
 """
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import onnx
 
 import exporters
-from exporters.node_times import SYNCHRONOUS, NodeTime, Place, node_times
+from exporters.node_times import SYNCHRONOUS, NodeTime, Place, elements, node_times, work
 from exporters.time_model import named
 
 _SECONDS = 0.5
@@ -80,12 +79,8 @@ def _why_little(before: NodeTime | None, after: NodeTime | None) -> str | None:
 
 
 def _work(node: NodeTime) -> int:
-    """Multiply-accumulates of a layer with a weight; else the elements that it reads and writes."""
-    output = math.prod(node.outputs[0]) if node.outputs else 0
-    if node.op.endswith(("Conv", "Gemm", "MatMul")) and len(node.inputs) > 1:
-        weight = node.inputs[1]
-        return output * (math.prod(weight[1:]) if len(weight) > 2 else weight[-1])
-    return output + sum(math.prod(shape) for shape in node.inputs)
+    """Multiply-accumulates of a layer; of other nodes the elements that they read and write."""
+    return work(node) or elements(node)
 
 
 def _layer_names(model: onnx.ModelProto) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 Enters: the measured baseline and the run's settings. Leaves: a `TimedNetwork`: a cost model in
 nanoseconds for the planner, and the time of the whole graph at any widths, measured on the spot.
-Refused: networks whose exported graph changes in more than sizes when channels go, providers that
-return before their nodes are done.
+Refused: networks whose exported graph changes in more than sizes when channels go.
 """
 
 import tempfile
@@ -18,9 +17,10 @@ from scipy.optimize import nnls
 
 import exporters
 import gbn
-from exporters.node_times import NodeTime, Place, node_times
+from exporters.node_times import SYNCHRONOUS, NodeTime, Place, node_times, whole_ms
 from exporters.resized import Resizable
 from exporters.session import Session
+from exporters.spread_times import spread
 from exporters.time_cache import TimeCache
 from exporters.time_model import Sample, TimeFit, fit_times
 from gbn.groups import Mask
@@ -99,11 +99,14 @@ def time_network(
     cuts = sampled_cuts(groups, step, config.recovery.seed)
     rows = [groups.counts(alive) for alive in cuts]
     with console.progress("times", total=len(rows)) as advance:
-        samples = []
+        measured = []
         for row in rows:
-            samples.append(Sample(widths=row, nodes=_nodes(resizable, row, place)))
+            measured.append(_measured(resizable, row, place))
             advance(1)
-    fit = fit_times(samples)
+    nodes = [found for found, _ in measured]
+    if place.provider not in SYNCHRONOUS:
+        nodes = spread(nodes, [ms for _, ms in measured])
+    fit = fit_times([Sample(widths=r, nodes=n) for r, n in zip(rows, nodes, strict=True)])
     before = place.open(baseline.onnx)
     calibrated = uniform_cuts(groups, step)
     sessions = [place.open(resizable.at(groups.counts(alive))) for alive in calibrated]
@@ -154,17 +157,23 @@ def _in_precision(
     return exporters.load_onnx(target)
 
 
-def _nodes(resizable: Resizable, widths: np.ndarray, place: Place) -> tuple[NodeTime, ...]:
+def _measured(
+    resizable: Resizable, widths: np.ndarray, place: Place
+) -> tuple[tuple[NodeTime, ...], float]:
+    """The nodes at these widths, and where their times say nothing that of the whole graph."""
     cache = TimeCache()
     sizes = sorted((name, *size) for name, size in place.sizes.items())
     where = (place.provider, place.threads, place.batch, sizes)
     key = ("nodes", resizable.signature, widths.tolist(), where)
     known = cache.get(*key)
     if isinstance(known, list):
-        return tuple(NodeTime.from_json(entry) for entry in known)
-    nodes = node_times(resizable.at(widths), place)
-    cache.put([node.to_json() for node in nodes], *key)
-    return nodes
+        entries, ms = known
+        return tuple(NodeTime.from_json(entry) for entry in entries), float(ms)
+    model = resizable.at(widths)
+    nodes = node_times(model, place)
+    ms = 0.0 if place.provider in SYNCHRONOUS else whole_ms(model, place)
+    cache.put([[node.to_json() for node in nodes], ms], *key)
+    return nodes, ms
 
 
 def _in_turns(
