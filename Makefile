@@ -59,6 +59,10 @@ bench-latency: install
 bench-precision: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.precision
 
+# Where there is no GPU it says so, and is content.
+gpu-test: install
+	$(BIN)/python -m benchmarks.gpu
+
 bench-verdict: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.verdict
 

@@ -82,6 +82,10 @@ class BoundRun:
         except ORT_ERRORS as error:
             raise ExportError(f"{self._source} did not run: {one_line(error)}") from error
 
+    def output_devices(self) -> tuple[str, ...]:
+        """Where each output is after a run, by onnxruntime's name of the device."""
+        return tuple(value.device_name() for value in self._binding.get_outputs())
+
 
 class Session:
     """A loaded ONNX graph on one execution provider; made by `open_session`."""

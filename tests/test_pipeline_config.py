@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.config import RecoveryConfig, RunConfig, Target, TargetConfig
-from pipeline.config_file import OPTION_KINDS, build_config, read_config_file
+from pipeline.config_file import build_config, read_config_file
 from pipeline.errors import UsageError
 
 
@@ -92,9 +92,7 @@ def test_unreadable_targets_are_refused(text: str, message: str) -> None:
 
 
 def test_a_target_is_needed() -> None:
-    with pytest.raises(
-        UsageError, match="give --target-flops, --target-params or --target-latency"
-    ):
+    with pytest.raises(UsageError, match=r"give --target-flops, .* or --target-latency"):
         TargetConfig()
 
 
