@@ -14,7 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
-from pipeline.objectives import Objective
+from pipeline.objectives import SCORE_BATCH, Objective
 from pipeline.recipes import Recipe
 from pipeline.rundir import RunDirectory
 from pipeline.synthetic import DivergedError
@@ -50,7 +50,9 @@ def prepare(
     if baseline.data is not None:
         recipe = goal.recipe
         objective = TaskObjective(
-            task=baseline.judge.task, distill=config.recovery.distill and recipe.distill
+            task=baseline.judge.task,
+            distill=config.recovery.distill and recipe.distill,
+            score_batch=None if recipe.score_power == 1 else SCORE_BATCH,
         )
         lesson = _Lesson(baseline.data, objective, recipe.peak_lr, recipe)
         trainer = _trainer(config, baseline, lesson, console)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import gbn
 from gbn.groups import Mask
@@ -267,10 +268,7 @@ class Trainer:
     def _score_batches(self, start: int, count: int) -> Iterator[Batch]:
         size = self._settings.objective.score_batch
         for images, targets in self._batches(start, count):
-            if size is None:
-                yield images, targets
-            else:
-                yield from zip(images.split(size), targets.split(size), strict=True)
+            yield from [(images, targets)] if size is None else _parts(images, targets, size)
 
     def _place(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
@@ -290,3 +288,14 @@ class _Pass:
     label: str
     first: int
     state: dict[str, Any] | None
+
+
+def _parts(images: Tensor, targets: Any, size: int) -> Iterator[Batch]:
+    """Batches of at most `size`; one, where targets of any structure do not go by images."""
+    leaves, structure = tree_flatten(targets)
+    if not all(isinstance(leaf, Tensor) and leaf.shape[:1] == images.shape[:1] for leaf in leaves):
+        yield images, targets
+        return
+    for start in range(0, len(images), size):
+        chosen = slice(start, start + size)
+        yield images[chosen], tree_unflatten([leaf[chosen] for leaf in leaves], structure)
