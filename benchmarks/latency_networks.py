@@ -6,10 +6,12 @@ original.onnx, ours.onnx, peer.onnx and peer-8.onnx there; those that are there 
 
 import copy
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,8 +19,10 @@ import exporters
 import gbn
 from benchmarks.main_models import build
 from benchmarks.tables import RUNS
-from exporters.node_times import Place
-from exporters.width_steps import fast_step
+from pipeline.baseline import measure_baseline
+from pipeline.config_file import build_config
+from pipeline.console import RunConsole
+from pipeline.goal import set_goal
 
 PEERS = RUNS / "peers"
 KEEP = 0.5
@@ -26,12 +30,12 @@ FILES = ("original", "ours", "peer", "peer-8")
 _BISECTIONS = 9
 
 
-def make_files(name: str, image: int, folder: Path, threads: int) -> None:
+def make_files(name: str, image: int, folder: Path) -> None:
     """Write what is missing. `image`: height and width."""
     folder.mkdir(parents=True, exist_ok=True)
     makers: dict[str, Callable[[nn.Module, torch.Tensor], nn.Module]] = {
         "original": lambda model, _: model,
-        "ours": lambda model, x: _ours(model, x, threads),
+        "ours": lambda *_: _ours(name, image, folder),
         "peer": lambda model, x: _peer(model, x, None),
         "peer-8": lambda model, x: _peer(model, x, 8),
     }
@@ -48,13 +52,31 @@ def make_files(name: str, image: int, folder: Path, threads: int) -> None:
         )
 
 
-def _ours(model: nn.Module, example: torch.Tensor, threads: int) -> nn.Module:
-    """As the main job plans it: by magnitude, in the steps that were measured to be fast."""
-    groups = gbn.trace(model, example)
-    step = fast_step(Place(provider="cpu", threads=threads))
-    settings = gbn.PlanSettings(multiple="auto", fastest=step)
-    scores = gbn.magnitude_scores(model, groups)
-    return gbn.prune(model, gbn.plan(groups, scores, flops=KEEP, settings=settings))
+def _ours(name: str, image: int, folder: Path) -> nn.Module:
+    """By magnitude, where each millisecond costs least of it, until half of the MACs are left."""
+    model, _ = build(name)
+    weights = folder / "weights.pt"
+    torch.save(model.state_dict(), weights)
+    config = build_config(
+        {
+            "model": str(weights),
+            "arch": f"torchvision:{name}",
+            "input_size": f"3,{image},{image}",
+            "target_latency": "0.9x",
+        }
+    )
+    console = RunConsole()
+    with tempfile.TemporaryDirectory() as scratch:
+        baseline = measure_baseline(config, console, Path(scratch))
+        goal = set_goal(config, baseline, console)
+    assert goal.latency is not None, "a target in time was given"
+    groups, network = baseline.groups, baseline.loaded.module
+    macs = gbn.CostModel.macs(groups)
+    half = int(KEEP * macs.total(np.ones(groups.num_atoms, dtype=np.bool_)))
+    limit = gbn.Limit(cost=macs, at_most=half, unit="MACs", spent_for=goal.latency.network.cost)
+    scores = gbn.magnitude_scores(network, groups)
+    alive = gbn.choose_within(groups, scores, [limit], settings=goal.settings)
+    return gbn.prune(network, gbn.PrunePlan.of(groups, alive))
 
 
 def _peer(model: nn.Module, example: torch.Tensor, round_to: int | None) -> nn.Module:

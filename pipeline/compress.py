@@ -8,7 +8,7 @@ network computes.
 import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
@@ -177,10 +177,12 @@ class Compressor:
         ]
 
         def pick(timed: Sequence[gbn.Limit]) -> Mask:
+            # where time is asked for, it is also what the other limits are paid in
+            paid = [replace(limit, spent_for=time.cost) for time in timed for limit in counted]
             return gbn.choose_within(
                 self._groups,
                 scores,
-                [*counted, *timed],
+                [*timed, *(paid or counted)],
                 settings=self._goal.settings,
                 alive=alive,
             )

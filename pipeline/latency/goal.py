@@ -75,7 +75,9 @@ class LatencyGoal:
         return self._confirmed(pick)
 
     def _confirmed(self, pick: Pick) -> Mask:
-        aim, best, nearest = _AIM, None, float("inf")
+        aim, nearest = _AIM, float("inf")
+        best: Mask | None = None
+        before = whole(self.network.groups)
         for _ in range(_ATTEMPTS):
             try:
                 alive = pick([self.limit(aim * self._target_ns)])
@@ -84,7 +86,9 @@ class LatencyGoal:
                 if best is None:
                     raise
                 break
-            found = self._found(alive)
+            if best is not None and (alive == before).all():
+                break
+            before, found = alive, self._found(alive)
             self.attempts.append({"aim": aim, "found": found})
             self.console.detail(f"aimed at {aim:.3f}, whole graph at {found:.3f} of the target")
             if abs(found - _AIM) < nearest:
