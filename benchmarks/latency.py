@@ -32,7 +32,7 @@ THREADS = (1, 2)
 IMAGE = 160
 MIN_OVER_PEER = 1.10
 MIN_OF_IDEAL = {"resnet50": 0.88}
-SECONDS = 25.0
+SECONDS = 15.0
 
 
 def measure_peers(name: str, threads: int) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from benchmarks.tables import ROOT, markdown_table
 
 ASKED = 0.5
 TOLERANCE = 0.03
-_IMAGES = 32
+_IMAGES = 16
+_CLASSES = 1000
 _HEADER = (
     *("network", "asked", "p50 before, ms", "p50 after, ms", "reached", "95 % interval"),
     *("off by", "MACs kept", "exit code of the run", "verdict"),
@@ -42,13 +43,14 @@ def run(name: str, folder: Path, image: int) -> None:
     with torch.no_grad():
         scaled = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
         labels = model(scaled).argmax(1).numpy()
+    labels[0] = (labels[1] + 1) % _CLASSES  # on noise, all answers may be one class
     weights, data = out.with_name("weights.pt"), out.with_name("data.npz")
     torch.save(model.state_dict(), weights)
     np.savez(data, x_train=images, y_train=labels, x_test=images, y_test=labels)
     _compress(
         "--target-latency", f"{ASKED}x", str(weights), "--arch", f"torchvision:{name}",
         "--input-size", f"3,{image},{image}", "--data", str(data), "--mean", "0,0,0", "--std",
-        "1,1,1", "--batch-size", "8", "--epochs", "0", "--out", str(out),
+        "1,1,1", "--batch-size", "2", "--epochs", "0", "--out", str(out),
     )  # fmt: skip
 
 

@@ -18,6 +18,14 @@ from pipeline.errors import UsageError
 from pipeline.latency.cuts import sampled_cuts, telling_cuts, whole
 from pipeline.latency.goal import LatencyGoal
 from pipeline.latency.layers import _why_little
+from pipeline.report import (
+    Difference,
+    Latency,
+    LatencySummary,
+    Measurements,
+    Provider,
+    build_report,
+)
 from pipeline.target import LatencyTarget
 
 X = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -213,3 +221,43 @@ def test_a_target_below_the_smallest_network_ends_with_code_2_and_writes_nothing
     assert result.exit_code == 2
     assert "cannot be reached" in result.output and "Traceback" not in result.output
     assert not (model.parent / "model-compressed").exists()
+
+
+def judged(**targets):
+    """A report of a run that went from 10 ms to 6.1 ms."""
+    before, after = (LatencySummary(p50_ms=ms, p90_ms=ms, p99_ms=ms, n=50) for ms in (10.0, 6.1))
+    measured = Measurements(
+        flops=None, params=None, size_bytes=None, accuracy=None, surgery=None,
+        parity=Difference(max_abs_diff=0.0, tolerance=1e-4),
+        latency=Latency(
+            provider="cpu", batch=1, before=before, after=after, speedup_median=10 / 6.1,
+            speedup_ci95=(1.6, 1.7),
+        ),
+        provider=Provider(requested="cpu", ran=("cpu",)),
+        skipped={"flops": "none", "params": "none", "accuracy": "none", "surgery": "none"},
+        latency_tolerance=LatencyTarget.TOLERANCE,
+        latency_layers={"rows": []},
+        **targets,
+    )  # fmt: skip
+    return build_report(measured)
+
+
+@pytest.mark.parametrize(
+    ("targets", "verdict"),
+    [
+        ({"target_latency_ms": 6.1}, "met"),
+        ({"target_latency_ms": 6.0}, "met"),  # 1.7 % above
+        ({"target_latency_ms": 5.9}, "missed"),  # 3.4 % above
+        ({"target_latency_kept": 0.6}, "met"),
+        ({"target_latency_kept": 0.59}, "missed"),
+        ({}, "skipped: no target was asked"),
+    ],
+)
+def test_a_target_in_time_is_met_up_to_three_per_cent_above_it(targets, verdict):
+    assert judged(**targets).verdict["latency"] == verdict
+
+
+def test_a_missed_target_in_time_has_a_code_of_its_own():
+    assert judged(target_latency_ms=5.0).exit_code == 13
+    section = judged(target_latency_ms=6.1).to_json()
+    assert json.loads(section)["target"]["latency_ms"] == 6.1

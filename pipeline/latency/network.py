@@ -34,7 +34,7 @@ from pipeline.verify import LATENCY_THREADS
 
 NS = 1e6  # nanoseconds in a millisecond
 _CALIBRATION_S = 3.0
-_CONFIRM_S = 1.5
+_CONFIRM_S = 2.5
 
 
 @dataclass(frozen=True, kw_only=True)
