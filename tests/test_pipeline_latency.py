@@ -115,7 +115,12 @@ def fake_network(groups, scale=1.0, before_ms=1.0):
         return SimpleNamespace(ms=ms, share=ms / before_ms)
 
     return SimpleNamespace(
-        groups=groups, cost=cost, before_ms=before_ms, whole_time=whole_time, described=dict
+        groups=groups,
+        cost=cost,
+        before_ms=before_ms,
+        whole_time=whole_time,
+        described=dict,
+        same_graph=True,
     )
 
 
