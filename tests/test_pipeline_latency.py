@@ -134,7 +134,7 @@ def goal_of(text: str, groups, **network) -> LatencyGoal:
 
 def picker(groups):
     scores = gbn.Scores(np.ones(groups.num_atoms), "even")
-    return lambda limits: gbn.choose_within(groups, scores, limits)
+    return lambda time: gbn.choose_in_time(groups, scores, time, [])
 
 
 @pytest.mark.parametrize("scale", [0.8, 1.0, 1.3])
