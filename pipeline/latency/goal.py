@@ -18,8 +18,8 @@ from pipeline.latency.cuts import whole
 from pipeline.latency.network import NS, TimedNetwork
 from pipeline.target import LatencyTarget
 
-_AIM = 0.987
-_LEAST, _MOST = 0.975, 0.999
+_AIM = 0.996
+_LEAST, _MOST = 0.988, 1.008
 """A plan is taken where its whole graph needs between these shares of the target."""
 _ATTEMPTS = 6
 
