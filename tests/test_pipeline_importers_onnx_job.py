@@ -114,22 +114,66 @@ def test_half_precision_weights_are_widened_and_said_so(tmp_path: Path) -> None:
     assert imported.module(torch.zeros(2, 3, 8, 8, dtype=torch.float16)).shape == (2, 5)
 
 
-def test_a_half_precision_file_comes_back_with_half_precision_ports(tmp_path: Path) -> None:
+def _float_types(proto: onnx.ModelProto) -> tuple[set[int], set[int]]:
+    """Of the ports, and of the weights."""
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    ports = {v.type.tensor_type.elem_type for v in (*proto.graph.input, *proto.graph.output)}
+    return ports, {t.data_type for t in proto.graph.initializer if t.data_type in floats}
+
+
+def test_a_half_precision_file_comes_back_in_half_precision(tmp_path: Path) -> None:
     path = halved(write_net(tmp_path / "net.onnx"))
+    half = {onnx.TensorProto.FLOAT16}
     result = _compress(path, tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "computes in float32" in " ".join(result.output.split())
     proto = onnx.load(tmp_path / "out/model.onnx")
-    for value in (*proto.graph.input, *proto.graph.output):
-        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    assert _float_types(proto) == (half, half)
+    assert "Cast" not in {node.op_type for node in proto.graph.node}
     report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["parity"]["tolerance"] == 1e-4 + 2**-11
+    assert (report["precision"]["before"], report["precision"]["kind"]) == ("fp16", "fp16")
+    # Before the cut it is the file that was given, so it is no larger than that.
+    before = tmp_path / "out/stages/baseline.onnx"
+    assert _float_types(onnx.load(before)) == (half, half)
+    weights = sum(len(t.raw_data) for t in onnx.load(path).graph.initializer)
+    assert sum(len(t.raw_data) for t in onnx.load(before).graph.initializer) <= weights
+    assert report["size_bytes"]["before"] == before.stat().st_size
+    assert report["parity"]["max_abs_diff"] <= report["parity"]["tolerance"] == 1e-2 + 2**-11
     notes = " ".join(report["stages"][0]["notes"])
-    assert "computes in float32" in notes
+    assert "float16 again in the exported file" in notes
     assert "the file is of opset 13, which cannot be written: exported as 18" in notes
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float16)
     session = exporters.open_session(tmp_path / "out/model.onnx")
     assert session.run({"pixels": x})[0].dtype == np.float16
+
+
+def test_a_half_precision_file_comes_back_wide_where_that_is_asked(tmp_path: Path) -> None:
+    path = halved(write_net(tmp_path / "net.onnx"))
+    result = _compress(path, tmp_path / "out", "--precision", "fp32")
+    assert result.exit_code == 0, result.output
+    ports, weights = _float_types(onnx.load(tmp_path / "out/model.onnx"))
+    assert (ports, weights) == ({onnx.TensorProto.FLOAT16}, {onnx.TensorProto.FLOAT})
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert (report["precision"]["before"], report["precision"]["kind"]) == ("fp16", "fp32")
+    assert report["parity"]["tolerance"] == 1e-4 + 2**-11
+
+
+def test_weights_that_are_only_stored_in_half_precision_come_back_wide(tmp_path: Path) -> None:
+    wide, path = write_net(tmp_path / "net.onnx"), tmp_path / "stored.onnx"
+    proto = onnx.load(wide)
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            name = tensor.name
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+            casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=1))
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    onnx.save(proto, path)
+    loaded = load_model(ModelSource(path=path))
+    assert loaded.interface is not None and not loaded.interface.in_half
+    assert "float16 tensors to float32" in " ".join(loaded.warnings)
 
 
 def test_loops_that_are_written_out_are_said_so(tmp_path: Path) -> None:

@@ -104,7 +104,12 @@ def _for_main_job(
     if first.dtype not in _FLOATS:
         kind = str(first.dtype).removeprefix("torch.")
         raise UsageError(f"{path}: input {first.name!r} is of type {kind}: float is supported")
-    if first.dtype is not torch.float32:
+    if interface.in_half:
+        notes.append(
+            "its weights are in half precision: float32 while it is cut and trained, float16 again "
+            "in the exported file (--precision fp32 leaves them wide)"
+        )
+    elif first.dtype is not torch.float32:
         kind = str(first.dtype).removeprefix("torch.")
         notes.append(
             f"input {first.name!r} is {kind} in the file, and again in the exported one, which "
