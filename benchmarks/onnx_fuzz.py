@@ -112,11 +112,11 @@ def _too_long(_signal: int, _frame: object) -> None:
     raise _TooLongError
 
 
-def fuzz(mutations: int, per_worker: int = 1000) -> dict[str, Any]:
+def fuzz(mutations: int, first_seed: int = 0, per_worker: int = 1000) -> dict[str, Any]:
     """All mutations, a worker process for each `per_worker`; a crash of one counts as such."""
     ends: Counter[str] = Counter()
     slowest, peak = 0.0, 0
-    for seed, start in enumerate(range(0, mutations, per_worker)):
+    for seed, start in enumerate(range(0, mutations, per_worker), first_seed):
         count = min(per_worker, mutations - start)
         command = [sys.executable, "-m", "benchmarks.onnx_fuzz", "--worker", str(seed), str(count)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -69,9 +69,52 @@ def test_sizes_that_the_network_needs_are_fixed_and_said_so(tmp_path: Path) -> N
     path = tmp_path / "net.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset), path)
     loaded = load_model(ModelSource(path=path, input_size=(3, 8, 8)))
-    assert "h, w: cannot stay free" in " ".join(loaded.warnings)
+    assert "h, w of 'x': cannot stay free" in " ".join(loaded.warnings)
     assert "MatMul node" in " ".join(loaded.warnings)
     assert loaded.interface is not None and loaded.interface.open_sizes == {}
+
+
+def test_channels_that_weights_fix_are_fixed_and_said_so_and_sizes_stay_free(
+    tmp_path: Path,
+) -> None:
+    axes = {"pixels": {0: "images", 1: "planes", 2: "high", 3: "wide"}}
+    path = write_net(tmp_path / "net.onnx", dynamic_axes=axes)
+    result = _compress(path, tmp_path / "out", "--input-size", "3,8,8")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "planes of 'pixels': cannot stay free, fixed to the input size (Conv node" in said
+    proto = onnx.load(tmp_path / "out/model.onnx")
+    assert _dims(proto.graph.input[0]) == ["images", 3, "high", "wide"]
+
+
+def test_channels_that_nothing_fixes_stay_free(tmp_path: Path) -> None:
+    class Grey(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x.mean(1, keepdim=True)).relu())
+
+    torch.manual_seed(0)
+    path = tmp_path / "grey.onnx"
+    axes = {"x": {0: "n", 1: "planes", 2: "h", 3: "w"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Grey().eval(), (torch.zeros(1, 3, 8, 8),), str(path), dynamo=False,
+            opset_version=17, input_names=["x"], output_names=["y"], dynamic_axes=axes,
+        )  # fmt: skip
+    result = _compress(path, tmp_path / "out", "--input-size", "3,8,8")
+    assert result.exit_code == 0, result.output
+    assert "planes, h, w of 'x' stay free" in " ".join(result.output.split())
+    assert _dims(onnx.load(tmp_path / "out/model.onnx").graph.input[0]) == ["n", "planes", "h", "w"]
+    x = np.random.default_rng(0).standard_normal((2, 5, 12, 8)).astype(np.float32)
+    loaded = load_model(ModelSource(path=path, input_size=(3, 8, 8)))
+    back = exporters.open_session(tmp_path / "out/stages/baseline.onnx").run_batch(x)[0]
+    given = exporters.open_session(path).run_batch(x)[0]
+    assert np.abs(back - given).max() <= 1e-5 * np.abs(given).max()
+    assert loaded.module(torch.from_numpy(x)).shape == given.shape
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])

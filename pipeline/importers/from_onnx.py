@@ -124,11 +124,6 @@ def _for_main_job(
                 "free batch (dynamic_axes or dynamic_shapes)"
             )
         notes.append(f"its batch is fixed to {batch}: free here, fixed again in the exported file")
-    if interface.fixed_names:
-        notes.append(
-            f"{', '.join(interface.fixed_names)} of {first.name!r}: free in the file, fixed to the "
-            "input size in the exported one"
-        )
     if interface.open_sizes:
         names = ", ".join(interface.open_sizes.values())
         notes.append(f"{names} of {first.name!r} stay free; costs are those of the input size")

@@ -46,8 +46,8 @@ class Interface:
     doc_string: str
     metadata: dict[str, str]
     open_sizes: dict[int, str] = field(default_factory=dict)
-    """Dimensions of the first input, beside batch and channels, that may have other sizes than the
-    network was imported at, and what they are called."""
+    """Dimensions of the first input, beside the batch, that may have other sizes than the network
+    was imported at, and what they are called."""
     in_half: bool = False
     """Whether the file computes with weights in float16: most of their elements are."""
 
@@ -71,25 +71,18 @@ class Interface:
         return (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 == len(dims) else None
 
     @property
-    def spatial_names(self) -> dict[int, str]:
-        """Free dimensions of the first input beside batch and channels, and their names."""
+    def free_names(self) -> dict[int, str]:
+        """Free dimensions of the first input beside the batch, and their names.
+
+        One that is called as the batch is the batch's size, whatever that is.
+        """
         dims = (self.inputs[0].dims or ()) if self.inputs else ()
-        usual = {2: "height", 3: "width"} if len(dims) == 4 else {}
+        usual = {1: "channels", 2: "height", 3: "width"} if len(dims) == 4 else {}
         return {
             i: d or usual.get(i, f"size_{i}")
             for i, d in enumerate(dims)
-            if i >= 2 and not isinstance(d, int) and (d is None or d != dims[0])
+            if i and not isinstance(d, int) and (d is None or d != dims[0])
         }
-
-    @property
-    def fixed_names(self) -> tuple[str, ...]:
-        """Names of the first input's free dimensions that can only be exported fixed."""
-        dims = (self.inputs[0].dims or ()) if self.inputs else ()
-        return tuple(
-            d or f"dimension {i}"
-            for i, d in enumerate(dims)
-            if i and not isinstance(d, int) and i not in self.spatial_names
-        )
 
 
 def read_interface(source: OnnxSource) -> Interface:
