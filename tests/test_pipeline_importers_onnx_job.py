@@ -83,6 +83,7 @@ def test_channels_that_weights_fix_are_fixed_and_said_so_and_sizes_stay_free(
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
     assert "planes of 'pixels': cannot stay free, fixed to the input size (Conv node" in said
+    assert "its input has a free number of channels, its weight is for 3" in said
     proto = onnx.load(tmp_path / "out/model.onnx")
     assert _dims(proto.graph.input[0]) == ["images", 3, "high", "wide"]
 

@@ -103,7 +103,10 @@ def _for_main_job(
         raise UsageError(f"{path}: has {len(interface.inputs)} inputs ({names}): one is supported")
     if first.dtype not in _FLOATS:
         kind = str(first.dtype).removeprefix("torch.")
-        raise UsageError(f"{path}: input {first.name!r} is of type {kind}: float is supported")
+        raise UsageError(
+            f"{path}: input {first.name!r} is of type {kind}: float32, "
+            "float16 and float64 are supported; keep what makes floats of it out of the file"
+        )
     if interface.in_half:
         notes.append(
             "its weights are in half precision: float32 while it is cut and trained, float16 again "

@@ -55,8 +55,9 @@ def import_proto(
 
 def _import(source: OnnxSource, input_size: tuple[int, ...] | None) -> ImportedOnnx:
     interface = read_interface(source)
-    if not interface.inputs:
-        raise UsageError("has no inputs: there is nothing to compute")
+    for kind, ports in (("inputs", interface.inputs), ("outputs", interface.outputs)):
+        if not ports:
+            raise UsageError(f"has no {kind}: there is nothing to compute")
     free = interface.free_names
     notes: list[str] = []
     # Weights fix the channels of nearly every network, and have nothing to do with the rest.
