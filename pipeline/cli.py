@@ -113,7 +113,7 @@ RECIPE_HELP = f"{', '.join(RECIPES)} (as it was published)."
 PROVIDER = click.Choice(PROVIDERS)
 PROVIDER_HELP = f"{', '.join(PROVIDERS)}. Default: {PROVIDERS[0]}."
 PRECISION = click.Choice(PRECISIONS)
-PRECISION_HELP = f"{', '.join(PRECISIONS)}; int8 needs --data."
+PRECISION_HELP = f"{', '.join(PRECISIONS)}; int8 needs --data. Default: the file's."
 CONFIG_FILE: dict[str, Any] = {
     "type": click.Path(path_type=Path),
     "is_eager": True,  # It sets the defaults of the others.

@@ -212,8 +212,9 @@ class DeployConfig:
 
     provider: str = "cpu"
     """The onnxruntime execution provider that must run the graph."""
-    precision: str = "fp32"
-    """Of weights and computation; inputs and outputs stay fp32."""
+    precision: str | None = None
+    """Of weights and computation; inputs and outputs keep their types. None: as the file has it
+    that was given, so fp16 for an ONNX file in half precision, else fp32."""
     ort: bool = False
     """Whether model.ort, for onnxruntime's mobile builds, is written beside model.onnx."""
     opset: int | None = None
@@ -228,7 +229,7 @@ class DeployConfig:
             f"--provider: {self.provider!r} is not one of {', '.join(PROVIDERS)}",
         )
         _require(
-            self.precision in PRECISIONS,
+            self.precision is None or self.precision in PRECISIONS,
             f"--precision: {self.precision!r} is not one of {', '.join(PRECISIONS)}",
         )
         _require(

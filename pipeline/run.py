@@ -30,7 +30,7 @@ from pipeline.console import RunConsole
 from pipeline.data_free import MadeData, NothingMade
 from pipeline.exporting import counted_shapes, export_request
 from pipeline.folded_norms import fold_norms, without_norms
-from pipeline.precision import FP32_FILE, add_ort, convert
+from pipeline.precision import FP32_FILE, add_ort, convert, precision_of
 from pipeline.recovery import prepare
 from pipeline.report import (
     BeforeAfter,
@@ -196,7 +196,7 @@ def _measure(
     loaded, data, cost = baseline.loaded, baseline.data, baseline.cost
     compressed, made = outcome.compressed, outcome.made
     # Counted where weights are floats; what precision changes is the size.
-    is_fp32 = config.deploy.precision == "fp32"
+    is_fp32 = precision_of(config, baseline) == "fp32"
     counted = config.out / ("model.onnx" if is_fp32 else FP32_FILE)
     result = exporters.count_macs(counted, counted_shapes(loaded))
     skipped = {}
@@ -259,7 +259,7 @@ def _parity(
     config: RunConfig, baseline: Baseline, compressed: Compressed, after: Session
 ) -> Difference:
     """Of the final file; of an int8 one, which accuracy judges, the fp32 file it came from."""
-    kind = config.deploy.precision
+    kind = precision_of(config, baseline)
     if kind == "int8":
         after = exporters.open_session(config.out / FP32_FILE, config.deploy.provider)
     tolerance = exporters.FP16_TOLERANCE if kind == "fp16" else 1e-4
