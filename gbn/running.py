@@ -117,7 +117,11 @@ def plain_eval(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     held = [_Held.of(module) for module in modules]
     values = {id(b): b for module in modules for b in module._buffers.values() if b is not None}
-    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in values.values()]
+    buffers = [
+        (buffer, buffer.clone(), buffer._version)
+        for buffer in values.values()
+        if not buffer.is_meta  # which has no values to take back
+    ]
     weights = [p for module in modules for p in module._parameters.values() if p is not None]
     devices = {p.device.index or 0 for p in weights if p.device.type == "cuda"}
     fast = torch.backends.mha.get_fastpath_enabled()

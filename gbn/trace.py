@@ -39,6 +39,7 @@ from gbn.running import (
 )
 from gbn.shape_trial import CutNetwork, find_shape_faults
 from gbn.shapes_only import inputs_without_values, without_values
+from gbn.size_reads import untried
 from gbn.sizes import told_alike
 from gbn.tracer import Tracer
 from gbn.trial import find_fault
@@ -119,9 +120,9 @@ def _follow(
     model: nn.Module, example_inputs: Any, freeze: Sequence[str], prune_norms: bool
 ) -> Tracer:
     with plain_eval(model), module_paths(model) as visits:
-        tracer = Tracer(model, visits)
+        tracer = Tracer(model, visits, example_inputs)
         tracer.facts.prune_norms = prune_norms
-        with tracer:
+        with tracer, tracer.reads:
             outputs = run_model(model, example_inputs)
         returned = output_tensors(outputs)
         tracer.returned = [tuple(output.shape) for output in returned]
@@ -143,6 +144,8 @@ def _after_trials(tracer: Tracer, model: nn.Module, trial: Trial) -> ChannelGrou
     groups = build_groups(tracer.facts, model, tracer.unknown)
     rounds = 0
     steady = False
+    if (certain := untried(tracer.reads, tracer.facts, groups, model)) is not None:
+        return certain
     cuts = list(range(NUM_CUTS) if takes_parts(tracer.records, groups) else WHOLE_WIDTHS)
     while groups.num_atoms and cuts:
         faults = trial(groups, cut(groups, cuts[0]), tracer.records)

@@ -16,7 +16,7 @@ GBN_ORDER = [
     "rules.elementwise", "rules.contract", "rules.reduce", "rules", "groups", "sizes", "grouping",
     "running", "prune_plan", "refit", "aliases", "surgery", "survivors", "distance", "choices",
     "proof", "cost", "scores", "gates", "ticktock", "plan", "cuts", "faults", "expected",
-    "shapes_only", "shape_trial", "trial", "tracer", "trace",
+    "shapes_only", "size_reads", "shape_trial", "trial", "tracer", "trace",
 ]  # fmt: skip
 ARCHITECTURES = re.compile(
     r"resn[e]t|resnext|mobilen|vgg|densenet|efficientnet|shufflenet|squeezenet|inception|"
