@@ -89,15 +89,19 @@ class Gates:
             if (module, attribute) not in self._modules:  # a tensor may have gates on two dims
                 self._modules.append((module, attribute))
 
-    def accumulate(self, *, keep_gradients: bool = False) -> None:
-        """Add |∂L/∂φ·φ| of the batch whose `backward()` just ran; call once a batch.
+    def accumulate(self, power: int = 1, *, keep_gradients: bool = False) -> None:
+        """Add |∂L/∂φ·φ|^power of the batch whose `backward()` just ran; call once a batch.
 
-        `keep_gradients`: for an optimizer that moves the gates afterwards.
+        1 is Θ as published. 2 estimates the loss's curvature (the diagonal of its empirical Fisher
+        information, as in Theis et al. 2018, arXiv 1801.05787), which tells what removing a channel
+        costs where the network is at an optimum; it adds up over channels as costs do, which a
+        choice by score per cost relies on. `keep_gradients`: for an optimizer that moves the gates
+        afterwards.
         """
         with torch.no_grad():
             for name, phi in self.phi.items():
                 if phi.grad is not None:
-                    self.sums[name] += (phi.grad * phi).abs()
+                    self.sums[name] += (phi.grad * phi).abs() ** power
                     if not keep_gradients:
                         phi.grad = None
 

@@ -14,7 +14,8 @@ from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
-from pipeline.objectives import Objective
+from pipeline.objectives import SCORE_BATCH, Objective
+from pipeline.recipes import Recipe
 from pipeline.rundir import RunDirectory
 from pipeline.synthetic import DivergedError
 from pipeline.tasks import TaskObjective
@@ -34,12 +35,12 @@ class Recovery:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What is learnt, from which images, and how fast."""
+    """What is learnt, from which images, how fast, and by which recipe."""
 
     data: Data
     objective: Objective
     peak_lr: float
-    decay_all: bool = False
+    recipe: Recipe
 
 
 def prepare(
@@ -49,9 +50,11 @@ def prepare(
     if baseline.data is not None:
         recipe = goal.recipe
         objective = TaskObjective(
-            task=baseline.judge.task, distill=config.recovery.distill and recipe.distill
+            task=baseline.judge.task,
+            distill=config.recovery.distill and recipe.distill,
+            score_batch=None if recipe.score_power == 1 else SCORE_BATCH,
         )
-        lesson = _Lesson(baseline.data, objective, recipe.peak_lr, recipe.decay_all)
+        lesson = _Lesson(baseline.data, objective, recipe.peak_lr, recipe)
         trainer = _trainer(config, baseline, lesson, console)
         return Recovery(trainer=trainer, made=None)
     if goal.holds_uncut(baseline.groups):
@@ -64,7 +67,7 @@ def prepare(
             "size of its weights, and nothing is recovered; --data would give more"
         )
         return Recovery(trainer=None, made=made)
-    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR)
+    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR, goal.recipe)
     trainer = _trainer(config, baseline, lesson, console)
     return Recovery(trainer=trainer, made=made)
 
@@ -95,7 +98,8 @@ def _trainer(
     settings = TrainingSettings(
         peak_lr=config.recovery.lr or lesson.peak_lr,
         objective=lesson.objective,
-        decay_all=lesson.decay_all,
+        decay_all=lesson.recipe.decay_all,
+        score_power=lesson.recipe.score_power,
         seed=config.recovery.seed,
     )
     return Trainer(fabric, lesson.data, baseline.loaded.module, settings, console)

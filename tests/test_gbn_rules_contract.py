@@ -180,7 +180,7 @@ def test_the_library_attention_module_is_right_or_frozen(randomised):
     torch.manual_seed(0)
     model, x = randomised(Uses()), torch.randn(8, 3, 5)
     groups = gbn.trace(model, x)
-    plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.7)
+    plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.8)
     proof = gbn.prove(model, plan, gbn.prune(model, plan), x)
     assert proof.ok and not proof.vacuous, proof
 
