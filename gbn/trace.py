@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from gbn.captured import captured_tensors
 from gbn.cuts import NUM_CUTS, WHOLE_WIDTHS, cut
 from gbn.errors import RuleError, TraceError
 from gbn.faults import Fault, OpRecord, freeze_fault, guesses_near, takes_parts
@@ -130,6 +131,7 @@ def _follow(
             for rows in tracer.lookup(output).ids.values():
                 tracer.facts.space.freeze(rows, "is a model output")
         _freeze_matching(tracer, model, freeze)
+        _freeze_captured(tracer, model)
     return tracer
 
 
@@ -231,6 +233,19 @@ def _freeze_matching(tracer: Tracer, model: nn.Module, patterns: Sequence[str]) 
         for block in blocks:
             rows = np.arange(block.start, block.start + block.size, dtype=np.int64)[None]
             tracer.facts.space.freeze(rows, f"matched by --freeze {pattern}")
+
+
+def _freeze_captured(tracer: Tracer, model: nn.Module) -> None:
+    captured = captured_tensors(model)
+    if not captured:
+        return
+    names = dict([*model.named_parameters(), *model.named_buffers()])
+    for block in tracer.facts.space.blocks:
+        holder = captured.get(id(names[block.tensor])) if block.tensor is not None else None
+        if holder is not None:
+            rows = np.arange(block.start, block.start + block.size, dtype=np.int64)[None]
+            why = f"is held by a function ({holder}), which copies of the model share"
+            tracer.facts.space.freeze(rows, why)
 
 
 def _output_blocks(facts: Facts) -> list[Block]:
