@@ -43,6 +43,7 @@ from gbn.shapes_only import inputs_without_values, without_values
 from gbn.size_reads import untried
 from gbn.sizes import told_alike
 from gbn.tracer import Tracer
+from gbn.training_path import follow_training_path
 from gbn.trial import find_fault
 
 _MAX_ROUNDS = 60
@@ -130,6 +131,7 @@ def _follow(
         for output in returned:
             for rows in tracer.lookup(output).ids.values():
                 tracer.facts.space.freeze(rows, "is a model output")
+        follow_training_path(tracer, model, example_inputs)
         _freeze_matching(tracer, model, freeze)
         _freeze_captured(tracer, model)
     return tracer

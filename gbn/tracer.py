@@ -35,6 +35,7 @@ class Tracer(TorchDispatchMode):
         self.records: list[OpRecord] = []
         self.returned: list[tuple[int, ...]] = []  # shapes
         self.reads = SizeReads()
+        self.read: set[int] = set()  # tensors that entered an op, by their `id`
         self._visits = visits
         self._top = Visit("", type(model))
         # the forward gets copies of the inputs
@@ -91,7 +92,9 @@ class Tracer(TorchDispatchMode):
         call = OpCall(
             func, args, kwargs, out, visit.path, self.facts, self.lookup, self._store, before
         )
-        inputs = tuple([self.lookup(tensor).ids for tensor in call.inputs()])
+        tensors = call.inputs()
+        self.read.update(map(id, tensors))
+        inputs = tuple([self.lookup(tensor).ids for tensor in tensors])
         first_block = len(self.facts.space.blocks)
         rule = _rule_for(func)
         written = [(tensor, self.lookup(tensor).dead) for tensor in _written(call)]
