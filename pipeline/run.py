@@ -38,6 +38,7 @@ from pipeline.report import (
     Measurements,
     Provider,
     Report,
+    Surgery,
     build_report,
     environment,
     render_html,
@@ -209,7 +210,11 @@ def _measure(
     surgery = None
     if compressed.surgery:
         worst = max(compressed.surgery, key=lambda s: s["max_abs_diff"] / s["tolerance"])
-        surgery = Difference(max_abs_diff=worst["max_abs_diff"], tolerance=worst["tolerance"])
+        surgery = Surgery(
+            max_abs_diff=worst["max_abs_diff"],
+            tolerance=worst["tolerance"],
+            num_overruled=sum(cut.get("num_overruled", 0) for cut in compressed.surgery),
+        )
     else:
         skipped["surgery"] = "nothing had to be removed"
     fixed = loaded.interface.fixed_batch if loaded.interface is not None else None
