@@ -7,7 +7,8 @@ network computes.
 
 import copy
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
@@ -21,32 +22,12 @@ from gbn.groups import Mask
 from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.errors import UsageError
-from pipeline.recipes import RECIPES, Recipe
+from pipeline.goal import Goal
 from pipeline.rundir import RunDirectory
 from pipeline.training import Progress, Trainer
 
 _STAGE = "compress"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """What the cut must reach: MACs and parameters as the tracer counts them; None: not asked.
-
-    recipe: the way there.
-    """
-
-    flops: int | None
-    params: int | None
-    settings: gbn.PlanSettings
-    recipe: Recipe = RECIPES["default"]
-
-    def holds_uncut(self, groups: gbn.ChannelGroups) -> bool:
-        """Whether the whole network is within it already."""
-        everything = np.ones(groups.num_atoms, dtype=np.bool_)
-        asked = ((self.flops, gbn.CostModel.macs), (self.params, gbn.CostModel.params))
-        return all(
-            limit is None or limit >= cost(groups).total(everything) for limit, cost in asked
-        )
+_LATENCY_STAGE = "latency"
 
 
 @dataclass(kw_only=True)
@@ -97,11 +78,19 @@ class Compressor:
             for asked, whole in zip((self._goal.flops, self._goal.params), self._whole, strict=True)
             if asked is not None
         ]
+        if self._goal.latency is not None:
+            shares.append(self._first_share(self._goal.latency.own_share))
         if self._trainer is None:
             return (Phase(kind="tick", batches=0),) if min(shares) < 1 else ()
         return self._goal.recipe.schedule(
             budget=epochs * self._trainer.stream.per_epoch, target=min(shares)
         )
+
+    def _first_share(self, share: float) -> float:
+        """The share that the run began with: times are measured anew when it is resumed."""
+        if not self._run.is_done(_LATENCY_STAGE):
+            self._run.save_stage(_LATENCY_STAGE, {"share": share})
+        return float(self._run.load_stage(_LATENCY_STAGE)["share"])
 
     def compress(self, epochs: int) -> Compressed:
         """Run all phases that are not done yet. Raises ProofFailed, UnreachableTarget."""
@@ -140,18 +129,7 @@ class Compressor:
         else:
             scores = self._trainer.score(now.model, self._groups, now.alive, phase, now.position)
             now.model.cpu()
-        flops, params = (
-            None if asked is None else asked + round(phase.keep * max(whole - asked, 0))
-            for asked, whole in zip((self._goal.flops, self._goal.params), self._whole, strict=True)
-        )
-        alive = gbn.choose(
-            self._groups,
-            scores,
-            flops=flops,
-            params=params,
-            settings=self._goal.settings,
-            alive=now.alive,
-        )
+        alive = self._chosen(scores, phase.keep, now.alive)
         if (alive == now.alive).all():
             self._console.say(f"{label}: the last cut went far enough already")
             return
@@ -186,6 +164,31 @@ class Compressor:
         self._console.say(
             f"{label}: {kept:.1%} of the MACs kept, gated = removed within {proof.max_abs_diff:.0e}"
         )
+
+    def _chosen(self, scores: gbn.Scores, keep: float, alive: Mask) -> Mask:
+        """What stays of `alive` at a tick to `keep` (1: the original cost, 0: the target)."""
+        asked = (
+            (self._macs, self._goal.flops, self._whole[0], "MACs"),
+            (self._params, self._goal.params, self._whole[1], "parameters"),
+        )
+        counted = [
+            gbn.Limit(cost=cost, at_most=limit + round(keep * max(whole - limit, 0)), unit=unit)
+            for cost, limit, whole, unit in asked
+            if limit is not None
+        ]
+
+        def pick(timed: Sequence[gbn.Limit]) -> Mask:
+            # where time is asked for, it is also what the other limits are paid in
+            paid = [replace(limit, spent_for=time.cost) for time in timed for limit in counted]
+            return gbn.choose_within(
+                self._groups,
+                scores,
+                [*timed, *(paid or counted)],
+                settings=self._goal.settings,
+                alive=alive,
+            )
+
+        return pick([]) if self._goal.latency is None else self._goal.latency.choose(pick, keep)
 
     def _repair(
         self, now: Compressed, small: nn.Module, step: gbn.PrunePlan, plan: gbn.PrunePlan

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from lightning_fabric import Fabric
 
 from pipeline.baseline import Baseline
-from pipeline.compress import Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
+from pipeline.goal import Goal
 from pipeline.objectives import SCORE_BATCH, Objective
 from pipeline.recipes import Recipe
 from pipeline.rundir import RunDirectory
