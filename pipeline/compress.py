@@ -60,6 +60,7 @@ class Compressed:
     position: int = 0  # batches of the stream used so far
     step: int = 0  # within the phase that is under way
     optimizer: dict[str, Any] | None = None
+    given: float | None = None  # what the check-up finds on the network as given
     surgery: list[dict[str, Any]] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
 
@@ -108,6 +109,7 @@ class Compressor:
         self._phases = self.phases(epochs)
         now = self._restored()
         now.device = "cpu" if self._trainer is None else self._trainer.device
+        now.given = self._check(copy.deepcopy(self._original))
         phases = self._phases
         for number, phase in enumerate(phases):
             if number < now.done:
@@ -120,19 +122,45 @@ class Compressor:
                 self._recover(now, phase, label)
             now.done, now.step, now.optimizer = number + 1, 0, None
             now.position += phase.batches
-            now.curve.append(
-                {
-                    "name": label,
-                    "seconds": round(monotonic() - began, 2),
-                    "flops_kept": self._macs.total(now.alive) / self._whole[0],
-                }
-            )
+            point = {
+                "name": label,
+                "seconds": round(monotonic() - began, 2),
+                "flops_kept": self._macs.total(now.alive) / self._whole[0],
+            }
+            found = self._check(now.model)
+            now.curve.append(point if found is None else point | {"check": found})
             self._save(now)
         return now
 
     def plan(self, alive: Mask) -> gbn.PrunePlan:
         """The plan, for the original network, that keeps these atoms."""
         return gbn.PrunePlan.of(self._groups, alive)
+
+    def _check(self, model: nn.Module) -> float | None:
+        return None if self._trainer is None else self._trainer.check(model)
+
+    def history(self, now: Compressed) -> dict[str, Any] | None:
+        """For the report: what check-ups found after each phase; None without check-ups."""
+        checkup = None if self._trainer is None else self._trainer.checkup
+        if checkup is None or now.given is None:
+            return None
+        given = {"name": "as given", "kind": "given", "flops_kept": 1.0, "value": now.given}
+        return {
+            "metric": checkup.metric,
+            "samples": checkup.samples,
+            "higher_is_better": checkup.higher_is_better,
+            "in_points": checkup.in_points,
+            "points": [given]
+            + [
+                {
+                    "name": point["name"],
+                    "kind": point["name"].partition(" ")[0],
+                    "flops_kept": point["flops_kept"],
+                    "value": point["check"],
+                }
+                for point in now.curve
+            ],
+        }
 
     def _tick(self, now: Compressed, phase: Phase, label: str) -> None:
         if self._trainer is None:

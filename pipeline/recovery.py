@@ -4,11 +4,14 @@ Enters: the measured baseline. Leaves: a `Trainer` on that data with its objecti
 nothing can be learnt, with the reason said aloud.
 """
 
+import copy
 from dataclasses import dataclass
 
 from lightning_fabric import Fabric
 
+from pipeline import checkup
 from pipeline.baseline import Baseline
+from pipeline.checkup import Checkup
 from pipeline.compress import Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
@@ -21,6 +24,7 @@ from pipeline.tasks import TaskObjective
 from pipeline.training import Trainer, TrainingSettings
 
 MADE_PEAK_LR = 0.02  # on images that are few
+_PHASES = 40  # of a long schedule: twenty ticks, as many tocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,7 @@ class _Lesson:
     data: Data
     objective: Objective
     peak_lr: float
+    checkup: Checkup
     decay_all: bool = False
 
 
@@ -51,7 +56,9 @@ def prepare(
         objective = TaskObjective(
             task=baseline.judge.task, distill=config.recovery.distill and recipe.distill
         )
-        lesson = _Lesson(baseline.data, objective, recipe.peak_lr, recipe.decay_all)
+        images = checkup.num_images(config.recovery.epochs * baseline.data.num_train, _PHASES)
+        check = checkup.on_data(baseline.data, baseline.judge, images)
+        lesson = _Lesson(baseline.data, objective, recipe.peak_lr, check, recipe.decay_all)
         trainer = _trainer(config, baseline, lesson, console)
         return Recovery(trainer=trainer, made=None)
     if goal.holds_uncut(baseline.groups):
@@ -64,7 +71,9 @@ def prepare(
             "size of its weights, and nothing is recovered; --data would give more"
         )
         return Recovery(trainer=None, made=made)
-    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR)
+    original = copy.deepcopy(baseline.loaded.module)
+    check = checkup.against_original(made.compared_on, original, made.classes)
+    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR, check)
     trainer = _trainer(config, baseline, lesson, console)
     return Recovery(trainer=trainer, made=made)
 
@@ -97,5 +106,6 @@ def _trainer(
         objective=lesson.objective,
         decay_all=lesson.decay_all,
         seed=config.recovery.seed,
+        checkup=lesson.checkup,
     )
     return Trainer(fabric, lesson.data, baseline.loaded.module, settings, console)

@@ -43,17 +43,22 @@ from pipeline.report import (
     render_html,
 )
 from pipeline.rundir import RunDirectory, check_out
+from pipeline.widths import layer_widths
 
 _PROOF_IMAGES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """The compressed network, the plan that made it, and the images made for it, if any."""
+    """The compressed network, the plan that made it, and the images made for it, if any.
+
+    history: what check-ups found on the way.
+    """
 
     compressed: Compressed
     plan: gbn.PrunePlan
     made: MadeData | NothingMade | None
+    history: dict[str, Any] | None
 
 
 def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
@@ -104,7 +109,8 @@ def _compress(
     )
     compressed = compressor.compress(config.recovery.epochs)
     plan = compressor.plan(compressed.alive)
-    return _Outcome(compressed=compressed, plan=plan, made=recovery.made)
+    history = compressor.history(compressed)
+    return _Outcome(compressed=compressed, plan=plan, made=recovery.made, history=history)
 
 
 def _finish(
@@ -134,6 +140,8 @@ def _finish(
             **measured,
             precision=precision,
             groups=[_group_row(g) for g in plan.groups],
+            layers=layer_widths(baseline.loaded.module, compressed.model),
+            history=outcome.history,
             stages=stages,
         )
     )

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import gbn
 from gbn.groups import Mask
 from gbn.ticktock import Phase
+from pipeline.checkup import Checkup
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import CompressError
@@ -38,13 +39,15 @@ Loss = Callable[[Any, Tensor, Ask], Tensor]
 class TrainingSettings:
     """`peak_lr` of SGD; `objective`: what the network is scored by and trained for.
 
-    decay_all: weight decay for biases and norms too, which it only shrinks.
+    decay_all: weight decay for biases and norms too, which it only shrinks. checkup: what the
+    network is measured by between phases, if anything.
     """
 
     peak_lr: float
     objective: Objective = field(default_factory=TaskObjective)
     decay_all: bool = False
     seed: int = 0
+    checkup: Checkup | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +102,21 @@ class Trainer:
     def device(self) -> str:
         """Where scoring and training happen, such as cpu or cuda:0."""
         return str(self._fabric.device)
+
+    @property
+    def checkup(self) -> Checkup | None:
+        """What `check` measures."""
+        return self._settings.checkup
+
+    def check(self, model: nn.Module) -> float | None:
+        """What the check-up finds; None without one. The model is left as it was, on the CPU."""
+        checkup = self._settings.checkup
+        if checkup is None:
+            return None
+        with torch.no_grad():
+            found = checkup.measure(self._fabric.to_device(model).eval())
+        model.cpu()
+        return found
 
     def score(
         self, model: nn.Module, groups: gbn.ChannelGroups, alive: Mask, phase: Phase, start: int

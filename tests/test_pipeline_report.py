@@ -90,11 +90,14 @@ def _text(measured: Measurements, width: int = 80) -> str:
 def test_the_json_has_the_documented_keys() -> None:
     content = json.loads(build_report(_measured()).to_json())
     others = {"precision", "groups", "stages", "exit_code", "fidelity", "data_free"}
+    others |= {"layers", "history"}
     assert set(content) == set(KEYS) | others
     for section, keys in KEYS.items():
         assert keys <= set(content[section]), section
     for when in ("before", "after"):
-        assert {"p50_ms", "p90_ms", "p99_ms", "n", "cv"} == set(content["latency"][when])
+        assert {"p50_ms", "p90_ms", "p99_ms", "n", "cv", "quantiles_ms"} == set(
+            content["latency"][when]
+        )
     assert content["latency"]["speedup"] == {"median": 1.33, "ci95": [1.30, 1.37]}
     assert content["flops"]["kept"] == pytest.approx(0.6)
     assert content["target"]["flops_kept"] == pytest.approx(0.6)
