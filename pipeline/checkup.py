@@ -19,7 +19,7 @@ from pipeline.data import Batch, Data
 from pipeline.objectives import float_tensors
 from pipeline.tasks import Judge
 
-_MIN_IMAGES = 64
+_MIN_IMAGES = 128
 _MAX_IMAGES = 512
 _SHARE = 0.01  # of the work of a run that may go into its check-ups
 _TRAINING_COST = 3  # forward passes that a training step is worth

@@ -16,6 +16,7 @@ from click_default_group import DefaultGroup
 
 from pipeline.cli_deploy import bench, verify
 from pipeline.cli_errors import RunState, guarded, terminated_as_interrupted
+from pipeline.cli_report import report
 from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PRECISIONS, PROVIDERS, RECIPES
 from pipeline.config_file import (
     DATA_FREE_EPOCHS,
@@ -198,15 +199,15 @@ def prune(state: RunState, /, **options: Any) -> int:
 
     console = RunConsole(verbosity=config.verbosity, json=config.json)
     with terminated_as_interrupted(), _standard_output_kept(config.json):
-        report = run_compress(config, console)
-    if report is None:
+        done = run_compress(config, console)
+    if done is None:
         return 0
     if config.json:
-        click.echo(report.to_json())
+        click.echo(done.to_json())
     else:
-        console.result(summary_table(report))
+        console.result(summary_table(done))
         console.say(f"the file: {config.out / 'model.onnx'}; all figures: report.html beside it")
-    return report.exit_code
+    return done.exit_code
 
 
 @contextlib.contextmanager
@@ -262,6 +263,7 @@ main.add_command(prune)
 main.add_command(inspect)
 main.add_command(verify)
 main.add_command(bench)
+main.add_command(report)
 click.version_option(package_name="gbn-compress", prog_name="compress")(main)
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ import gbn
 from exporters.session import Session
 from gbn.prune_plan import GroupWidth
 from pipeline import verify
-from pipeline.baseline import Baseline, measure_baseline, set_goal
+from pipeline.baseline import Baseline, measure_baseline, plain, set_goal
 from pipeline.compress import Compressed, Compressor, Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
+from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade
 from pipeline.exporting import counted_shapes, export_request
 from pipeline.folded_norms import fold_norms, without_norms
@@ -255,8 +256,20 @@ def _measure(
                 else {}
             ),
         )
-        | {"nodes_on_other_providers": after.nodes_elsewhere},
+        | {
+            "nodes_on_other_providers": after.nodes_elsewhere,
+            "model": config.model.path.name,
+            "input_size": list(loaded.input_size),
+            "data": _data_row(data),
+        },
     }
+
+
+def _data_row(data: Data | None) -> dict[str, Any]:
+    if data is None:
+        return {"source": "none was given"}
+    counts = {"training_images": data.num_train, "validation_images": data.num_val}
+    return counts | {key: plain(value) for key, value in data.preprocessing.items()}
 
 
 def _size_bytes(config: RunConfig) -> int:

@@ -75,7 +75,7 @@ def test_agreement_counts_equal_first_classes_and_relative_error_compares_output
     assert (agreement.samples, error.higher_is_better) == (70, False)
 
 
-@pytest.mark.parametrize(("training_images", "images"), [(0, 64), (300_000, 225), (10**9, 512)])
+@pytest.mark.parametrize(("training_images", "images"), [(0, 128), (300_000, 225), (10**9, 512)])
 def test_checkups_cost_a_hundredth_of_training_within_bounds(
     training_images: int, images: int
 ) -> None:

@@ -318,7 +318,7 @@ def test_the_report_tells_the_way_from_the_given_network_to_the_last_phase(
     assert kept == sorted(kept, reverse=True)
     assert first["value"] > 0.9
     assert others[-1]["value"] > 0.9
-    assert history["samples"] == 64
+    assert history["samples"] == 128
 
 
 def test_the_report_tells_each_layers_width_and_the_whole_distribution_of_times(

@@ -55,6 +55,12 @@ class Report:
     layers: list[dict[str, Any]] = field(default_factory=list)
     history: dict[str, Any] | None = None
 
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Report":
+        """From what `to_json` wrote, once it is known to be whole; unknown keys are left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
+
     def to_json(self) -> str:
         """Strict JSON, ending in a line break; numbers that are not finite become null."""
         content = _finite({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
