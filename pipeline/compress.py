@@ -42,11 +42,25 @@ class Goal:
 
     def holds_uncut(self, groups: gbn.ChannelGroups) -> bool:
         """Whether the whole network is within it already."""
+        return all(share >= 1 for share in self.shares(groups))
+
+    def shares(self, groups: gbn.ChannelGroups) -> list[float]:
+        """What may stay of each cost that was asked for."""
         everything = np.ones(groups.num_atoms, dtype=np.bool_)
         asked = ((self.flops, gbn.CostModel.macs), (self.params, gbn.CostModel.params))
-        return all(
-            limit is None or limit >= cost(groups).total(everything) for limit, cost in asked
-        )
+        return [
+            limit / cost(groups).total(everything) for limit, cost in asked if limit is not None
+        ]
+
+
+def phases_of(
+    goal: Goal, groups: gbn.ChannelGroups, *, epochs: int, per_epoch: int | None
+) -> tuple[Phase, ...]:
+    """The schedule; without batches there is nothing to recover with, and one cut is all."""
+    share = min(goal.shares(groups))
+    if per_epoch is None:
+        return (Phase(kind="tick", batches=0),) if share < 1 else ()
+    return goal.recipe.schedule(budget=epochs * per_epoch, target=share)
 
 
 @dataclass(kw_only=True)
@@ -92,17 +106,9 @@ class Compressor:
         self._whole = (self._macs.total(everything), self._params.total(everything))
 
     def phases(self, epochs: int) -> tuple[Phase, ...]:
-        """The schedule; without data there is nothing to recover with, and one cut is all."""
-        shares = [
-            asked / whole
-            for asked, whole in zip((self._goal.flops, self._goal.params), self._whole, strict=True)
-            if asked is not None
-        ]
-        if self._trainer is None:
-            return (Phase(kind="tick", batches=0),) if min(shares) < 1 else ()
-        return self._goal.recipe.schedule(
-            budget=epochs * self._trainer.stream.per_epoch, target=min(shares)
-        )
+        """The schedule of this run."""
+        per_epoch = None if self._trainer is None else self._trainer.stream.per_epoch
+        return phases_of(self._goal, self._groups, epochs=epochs, per_epoch=per_epoch)
 
     def compress(self, epochs: int) -> Compressed:
         """Run all phases that are not done yet. Raises ProofFailed, UnreachableTarget."""
@@ -129,6 +135,7 @@ class Compressor:
             }
             found = self._check(now.model)
             now.curve.append(point if found is None else point | {"check": found})
+            self._log(now.position, point["flops_kept"], found)
             self._save(now)
         return now
 
@@ -138,6 +145,14 @@ class Compressor:
 
     def _check(self, model: nn.Module) -> float | None:
         return None if self._trainer is None else self._trainer.check(model)
+
+    def _log(self, position: int, flops_kept: float, found: float | None) -> None:
+        if self._trainer is None:
+            return
+        checkup, values = self._trainer.checkup, {"flops_kept": flops_kept}
+        if checkup is not None and found is not None:
+            values[checkup.metric] = found
+        self._trainer.log(values, position, save=True)
 
     def history(self, now: Compressed) -> dict[str, Any] | None:
         """For the report: what check-ups found after each phase; None without check-ups."""

@@ -32,6 +32,7 @@ __all__ = [
 PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 PRECISIONS = ("fp32", "fp16", "int8")
 RECIPES = ("default", "gbn-2019")
+LOGGERS = ("tensorboard", "csv")
 AUGMENTATIONS = ("auto", "standard", "none")
 MIN_OPSET = 18
 MAX_OPSET = 23
@@ -254,6 +255,8 @@ class RunConfig:
     """Whether to go on from the finished stages in `out`."""
     device: str = "auto"
     """Where the network is trained: auto, cpu, mps, cuda or cuda:N."""
+    logger: str | None = None
+    """"tensorboard" or "csv": also write curves of loss, learning rate and check-ups."""
     dry_run: bool = False
     """Whether to stop after the plan and write nothing."""
     verbosity: int = 0
@@ -292,6 +295,10 @@ class RunConfig:
             _DEVICE.fullmatch(self.device) is not None,
             f"--device: {self.device!r} is not auto, cpu, mps, cuda or cuda:N",
         )
+        _require(
+            self.logger is None or self.logger in LOGGERS,
+            f"--logger: {self.logger!r} is not one of {', '.join(LOGGERS)}",
+        )
         _require(self.verbosity in (-1, 0, 1), f"verbosity {self.verbosity} is not -1, 0 or 1")
 
     def fingerprint(self) -> str:
@@ -299,9 +306,9 @@ class RunConfig:
 
         The model counts by its content, so moving it keeps the fingerprint; so does code given as
         a file, FILE.py:NAME, besides its name. Where and how the run is done does not count: `out`,
-        `resume`, `dry_run`, `verbosity`, `json`, `device` and the number of decoding threads, so
-        that a run may be resumed on another machine. Data counts by its absolute path: hashing
-        it could take hours.
+        `resume`, `dry_run`, `verbosity`, `json`, `logger`, `device` and the number of decoding
+        threads, so that a run may be resumed on another machine. Data counts by its absolute path:
+        hashing it could take hours.
         """
         decides: dict[str, Any] = {
             name: dataclasses.asdict(getattr(self, name))

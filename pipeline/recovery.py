@@ -17,6 +17,7 @@ from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
+from pipeline.loggers import make_loggers
 from pipeline.objectives import Objective
 from pipeline.rundir import RunDirectory
 from pipeline.synthetic import DivergedError
@@ -100,6 +101,7 @@ def _trainer(
         accelerator=device.type,
         devices=1 if device.index is None else [device.index],
         precision="bf16-mixed" if device.type == "cuda" else "32-true",
+        loggers=make_loggers(config.logger, config.out),
     )
     settings = TrainingSettings(
         peak_lr=config.recovery.lr or lesson.peak_lr,

@@ -31,6 +31,8 @@ from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade
 from pipeline.exporting import counted_shapes, export_request
 from pipeline.folded_norms import fold_norms, without_norms
+from pipeline.forecast import forecast
+from pipeline.loggers import require_logger
 from pipeline.precision import FP32_FILE, add_ort, convert
 from pipeline.recovery import prepare
 from pipeline.report import (
@@ -68,13 +70,14 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
     Raises CompressError, GbnError and ExportError with one line for the user.
     """
     began = monotonic()
+    require_logger(config.logger)
     run = check_out(config.out, config.fingerprint(), config.resume, say=console.warn)
     seed_everything(config.recovery.seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
         baseline = measure_baseline(config, console, Path(scratch))
         goal = set_goal(config, baseline, console)
         if config.dry_run:
-            _say_groups(baseline, console)
+            _say_plan(config, baseline, goal, console)
             return None
         with run:
             run.create()
@@ -93,10 +96,14 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
             return _finish(config, baseline, outcome, run, console, stages)
 
 
-def _say_groups(baseline: Baseline, console: RunConsole) -> None:
+def _say_plan(config: RunConfig, baseline: Baseline, goal: Goal, console: RunConsole) -> None:
     for group in baseline.groups.groups:
         state = f"frozen: {group.reason}" if group.frozen else "prunable"
         console.say(f"{group.name}: {group.size} channels in {len(group.layers)} layers, {state}")
+    console.stage("plan")
+    for line in forecast(config, baseline, goal).lines():
+        console.say(line)
+    console.say(f"would write {config.out}; nothing was written")
 
 
 def _compress(

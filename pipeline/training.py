@@ -118,6 +118,12 @@ class Trainer:
         model.cpu()
         return found
 
+    def log(self, values: dict[str, float], batch: int, *, save: bool = False) -> None:
+        """To the loggers, if there are any, at this batch of the stream; `save` writes it out."""
+        self._fabric.log_dict(values, batch)
+        for logger in self._fabric.loggers if save else ():
+            logger.save()
+
     def score(
         self, model: nn.Module, groups: gbn.ChannelGroups, alive: Mask, phase: Phase, start: int
     ) -> gbn.Scores:
@@ -179,7 +185,9 @@ class Trainer:
                 end = min(step - step % per_epoch + per_epoch, phase.batches)
                 with contextlib.ExitStack() as gated:
                     gates = gated.enter_context(gbn.Gates(model, groups)) if phase.penalty else None
-                    one_pass = _Pass(phase=phase, gates=gates, label=label, first=step, state=state)
+                    one_pass = _Pass(
+                        phase=phase, gates=gates, label=label, start=start, first=step, state=state
+                    )
                     for _ in self._steps(model, one_pass, itertools.islice(batches, end - step)):
                         advance(1)
                 step, state = end, one_pass.state
@@ -203,7 +211,8 @@ class Trainer:
                 loss = self._loss(self._settings.objective.learn, wrapped, images, targets)
                 if work.gates is not None:
                     loss = loss + work.phase.penalty * work.gates.penalty()
-                if not math.isfinite(float(loss.detach())):
+                value = float(loss.detach())
+                if not math.isfinite(value):
                     raise CompressError(
                         f"the loss is not finite in {work.label}, step {step}: lower --lr "
                         f"(now {self._settings.peak_lr:g})"
@@ -212,6 +221,7 @@ class Trainer:
                 nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                self.log({"loss": value, "lr": group["lr"]}, work.start + step)
                 yield
         work.state = optimizer.state_dict()
 
@@ -290,12 +300,14 @@ class Trainer:
 class _Pass:
     """A part of a phase, between two saves: gates, if any, are on during one pass alone.
 
+    start: batch of the stream at which the phase begins; first: its step at which the pass does.
     state: of the optimizer, before and then after it.
     """
 
     phase: Phase
     gates: gbn.Gates | None
     label: str
+    start: int
     first: int
     state: dict[str, Any] | None
 
