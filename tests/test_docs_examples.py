@@ -1,0 +1,97 @@
+"""What the documentation shows runs as it is shown, and what it quotes and links exists."""
+
+import functools
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import exporters
+from pipeline import data_free
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from docs_world import build_world, run_page
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+# Written by benchmarks: their commands take minutes, and are the benchmarks' own tests.
+MEASURED = {"accuracy.md", "coverage.md", "data-free.md", "gated-step.md", "latency.md",
+            "main-job.md", "models.md", "onnx-in.md", "precision.md", "verdict.md"}  # fmt: skip
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES += [page for page in sorted(DOCS.glob("*.md")) if page.name not in MEASURED]
+MAX_SKIPPED = 12
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    with pytest.MonkeyPatch.context() as patch:
+        _quick(patch)
+        build_world(folder)
+    return folder
+
+
+def _quick(patch: pytest.MonkeyPatch) -> None:
+    """Latency is measured for a moment, and few images are made."""
+    settings = exporters.LatencySettings
+    short = functools.partial(settings, min_runs=5, min_seconds=0.05, max_seconds=0.2)
+    patch.setattr(exporters, "LatencySettings", short)
+    patch.setattr(data_free, "_MAX_IMAGES", 96)
+    patch.setattr(data_free, "_STEPS", 5)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_examples_of_a_page_run(
+    page: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _quick(monkeypatch)
+    folder = tmp_path / "page"
+    shutil.copytree(world, folder)
+    ran, skipped = run_page(page, folder)
+    blocks = re.findall(r"(?m)^```(?:python|sh)$", page.read_text())
+    assert ran + len(skipped) >= len(blocks)
+
+
+def test_few_blocks_are_not_run_and_each_says_why() -> None:
+    marks = [
+        (page.name, mark)
+        for page in PAGES
+        for mark in re.findall(r"<!-- skip: (.*?) -->", page.read_text())
+    ]
+    assert all(re.fullmatch(r'next "[^"]{10,}"', mark) for _, mark in marks), marks
+    assert len(marks) <= MAX_SKIPPED, marks
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_stand_in_blocks_that_are_run(page: Path) -> None:
+    indented = re.findall(r"(?m)^    (?:compress|pip|make|python) .*$", page.read_text())
+    assert not indented
+
+
+def test_links_of_pages_outside_the_site_lead_somewhere() -> None:
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            if not target.startswith("https:"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_quoted_error_message_is_one_that_the_code_says() -> None:
+    page = (DOCS / "errors.md").read_text()
+    quoted = re.findall(r"(?m)^\| `([^`]+)` \|", page)
+    assert len(quoted) >= 20
+    packages = ("gbn", "exporters", "pipeline")
+    texts = [p.read_text() for name in packages for p in sorted((ROOT / name).rglob("*.py"))]
+    # as Python joins the parts of a message that is broken into lines
+    joined = re.sub(r'"\s+f?"', "", "\n".join(texts))
+    for message in quoted:
+        parts = [part.strip() for part in message.split("...") if part.strip()]
+        assert all(part in joined for part in parts), message
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    missing = [page.name for page in DOCS.glob("*.md") if f" {page.name}" not in navigation]
+    assert not missing
