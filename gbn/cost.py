@@ -17,7 +17,12 @@ from gbn.groups import ChannelGroups, Mask
 
 @dataclass(frozen=True)
 class CostModel:
-    """A sum of products: term t costs constants[t] times the surviving size of each of its dims."""
+    """A sum of products: term t costs constants[t] times the surviving size of each of its dims.
+
+    Made by `macs`, in multiply-accumulates (one multiply and one add, as of a convolution with
+    C_out·C_in·K·K·H·W of them), or `params`, in elements. Biases, norms and activations cost no
+    MACs.
+    """
 
     groups: ChannelGroups
     constants: npt.NDArray[np.float64]
@@ -46,7 +51,7 @@ class CostModel:
         return self.constants * np.array(sizes, float)
 
     def total(self, alive: Mask) -> int:
-        """Cost of the network with these atoms, `alive`: (num_atoms,)."""
+        """Cost of the network with these atoms, `alive`: (num_atoms,) of bool; MACs or elements."""
         return round(float(self.per_term(self.groups.counts(alive)).sum()))
 
     def saving(self, alive: Mask) -> npt.NDArray[np.float64]:

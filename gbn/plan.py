@@ -86,7 +86,10 @@ def choose(
     settings: PlanSettings | None = None,
     alive: Mask | None = None,
 ) -> Mask:
-    """As `plan`, but from atoms that are still `alive` (num_atoms,) to those that stay."""
+    """As `plan`, but from atoms that are still `alive` (num_atoms,) to those that stay, (num_atoms,).
+
+    Raises as `plan` does, and ValueError where `scores` are of other groups.
+    """
     if len(scores.values) != groups.num_atoms:
         raise ValueError(f"{len(scores.values)} scores for {groups.num_atoms} atoms")
     search = _Search(groups, scores, settings or PlanSettings(), alive)
@@ -100,7 +103,10 @@ def choose(
 
 
 def smallest(groups: ChannelGroups, cost: CostModel, settings: PlanSettings) -> int:
-    """The least cost that any plan under these settings can reach."""
+    """The least cost that any plan under these settings can reach, in the unit of `cost`.
+
+    MACs for `CostModel.macs(groups)`, elements for `CostModel.params(groups)`.
+    """
     search = _Search(groups, Scores(np.ones(groups.num_atoms), "none"), settings)
     search.exhaust()
     return cost.total(search.alive)
