@@ -18,6 +18,7 @@ from gbn.errors import (
 )
 from gbn.gates import Gates
 from gbn.groups import ChannelGroups, Group
+from gbn.norms import settle_norms
 from gbn.plan import PlanSettings, choose, plan, smallest
 from gbn.proof import Proof, gate_to_zero, prove
 from gbn.prune_plan import PrunePlan
@@ -54,6 +55,7 @@ __all__ = [
     "prune",
     "refit",
     "register_rule",
+    "settle_norms",
     "smallest",
     "trace",
 ]

@@ -86,7 +86,7 @@ def choose(
     settings: PlanSettings | None = None,
     alive: Mask | None = None,
 ) -> Mask:
-    """As `plan`, but from atoms that are still `alive` (num_atoms,) to those that stay, (num_atoms,).
+    """As `plan`, but from atoms still `alive` (num_atoms,) to those that stay, (num_atoms,).
 
     Raises as `plan` does, and ValueError where `scores` are of other groups.
     """

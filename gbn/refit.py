@@ -1,40 +1,43 @@
-"""Refit the layers that read a narrower input, in closed form, to what the original computed.
+"""Refit the layers of a pruned network, in closed form, to what the original computed.
 
 What enters: the original network, the pruned one, the plan between them, and a few batches of
-inputs. What leaves: the pruned network with new weights in convolutions and linear layers whose
-inputs lost channels. Each solves a ridge regression: its output on the inputs that the pruned
-network gives it should be the original layer's output on the original's inputs (He et al. 2017,
-"Channel Pruning for Accelerating Very Deep Neural Networks", equation 1, for W alone). Layers are
-refitted in the order of execution, so that each also makes up for the error of those before it.
+inputs. What leaves: the pruned network with new weights in convolutions and linear layers behind a
+cut. Each solves a ridge regression: its output on the inputs that the pruned network gives it
+should be the original layer's output on the original's inputs (He et al. 2017, "Channel Pruning for
+Accelerating Very Deep Neural Networks", equation 1, for W alone). Where that output is only added
+to something, as in a residual block, the sum is the aim: what the other summand has lost is made up
+for (the same paper, section 3.3). Layers are refitted in the order of execution, so that each also
+makes up for the error of those before it.
 
-Refused, and left as they are: grouped layers, layers whose weight is shared or that run more than
-once, and any refit that does not lower the error on samples kept back for the purpose.
+Refused, and left as they are: layers whose weight is shared or that run more than once, and any
+refit that does not lower the error on samples kept back for the purpose.
 """
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gbn.layer_samples import End, Found, Wanted, survey, visit, wanted
+from gbn.norms import BatchNorm, tracked_norms
 from gbn.prune_plan import PrunePlan
-from gbn.running import WatchEnded, run_model, tracing_mode
+from gbn.running import refuse_untraceable
 
-_CHECK_SHARE = 4  # one sample in so many is kept back
+_CHECK_SHARE = 4  # one row in so many is kept back
+_NOTHING = 1e-10  # share of a layer's energy: an error below it is rounding
+_FAINT = 1e-3  # share of the largest γ: a sum is not aimed at through a norm that passes so little
 
 
 @dataclass(frozen=True, kw_only=True)
 class RefitSettings:
-    """`rows` samples a layer at most; `passes` over the inputs at most; `ridge` towards the old."""
+    """`rows`: samples a layer, about; `ridge`: towards the old weights; `memory`: floats held."""
 
-    rows: int = 16384
-    passes: int = 24
-    ridge: float = 1e-2
+    rows: int = 32768
+    ridge: float = 1e-3
+    memory: int = 2**27
     seed: int = 0
 
 
@@ -49,227 +52,204 @@ def refit(
     original: nn.Module,
     small: nn.Module,
     plan: PrunePlan,
-    batches: Sequence[Any],
+    inputs: Any,
     settings: RefitSettings | None = None,
 ) -> Refit:
     """Give layers of `small` weights that restore what `original` computes, in place.
 
-    `plan` leads from `original` to `small`; `batches`: inputs as for `gbn.trace`, on the device of
-    both networks. Statistics of batch norms should be those
-    of `original`, as a cut leaves them: only their means are moved, by the offset of a layer that
-    has no bias. A refit cannot restore all, and renewed variances would blow that error up.
+    `plan` leads from `original` to `small`; `inputs`: as for `gbn.trace`, one batch of many, on the
+    device of both networks. Batch norms with running statistics become those of `original` again:
+    they tell how large what they read should be. A refit restores less than all, and variances
+    taken from it would blow its error up. The offset of a layer without a bias goes into the mean
+    of the norm behind it.
     """
     settings = settings or RefitSettings()
-    moved: dict[nn.modules.batchnorm._BatchNorm, Tensor] = {}
-    with tracing_mode(original), tracing_mode(small), torch.no_grad():
+    for network in (original, small):
+        refuse_untraceable(network)
+    left: dict[str, float] = {}
+    with torch.no_grad():
+        _restore_norms(original, small, plan)
         layers = _candidates(original, small, plan)
-        wanted = _collect(original, layers, batches, settings, outputs=True)
-        norms = _norms_behind(small, layers, batches[0])
-        once = [name for name in wanted if wanted[name].calls == len(batches)]
-        size = -(-len(once) // settings.passes)
-        left: dict[str, float] = {}
-        for start in range(0, len(once), max(size, 1)):
-            chunk = {name: layers[name] for name in once[start : start + size]}
-            given = _collect(small, chunk, batches, settings, outputs=False)
-            for name in chunk:
-                if name in given and given[name].calls == len(batches):
-                    x, y = given[name].rows(), wanted.pop(name).rows()
-                    layer = small.get_submodule(name)
-                    norm = norms.get(name)
-                    share = _solve(layer, norm, x, y[:, layers[name]], settings)
-                    if norm is not None and norm.running_mean is not None:
-                        moved[norm] = norm.running_mean.clone()
-                    left |= {} if share is None else {name: share}
-    for norm, mean in moved.items():  # a watched run takes back what it did to buffers
-        norm.running_mean = mean
+        ends = survey(original, set(layers), inputs)
+        for portion in _portions(original, ends, settings):
+            left |= _refit_portion((original, small), portion, inputs, layers, settings)
     return Refit(left)
 
 
+def _portions(
+    model: nn.Module, ends: dict[str, End], settings: RefitSettings
+) -> Iterator[dict[str, End]]:
+    """Layers in the order of execution, as many at a time as may be held of the original."""
+    portion: dict[str, End] = {}
+    held = 0
+    for name, end in ends.items():
+        needed = settings.rows * len(model.get_submodule(name).weight) * (1 + end.summed)  # type: ignore[arg-type]
+        if portion and held + needed > settings.memory:
+            yield portion
+            portion, held = {}, 0
+        portion[name] = end
+        held += needed
+    if portion:
+        yield portion
+
+
+def _refit_portion(
+    networks: tuple[nn.Module, nn.Module],
+    ends: dict[str, End],
+    inputs: Any,
+    outputs: dict[str, Tensor],
+    settings: RefitSettings,
+) -> dict[str, float]:
+    """One run of each network."""
+    original, small = networks
+    left: dict[str, float] = {}
+    moved: dict[BatchNorm, Tensor] = {}
+    rows = wanted(original, ends, inputs, rows=settings.rows, seed=settings.seed)
+
+    def change(name: str, found: Found) -> bool:
+        fit = _Fit(small, name, ends[name])
+        fit.add(found, rows[name], outputs[name])
+        share = fit.solve(settings.ridge)
+        if share is not None:
+            left[name] = share
+            if fit.norm is not None and fit.norm.running_mean is not None:
+                moved[fit.norm] = fit.norm.running_mean.clone()
+        return share is not None
+
+    visit(small, {name: ends[name] for name in rows}, inputs, rows, change)
+    for norm, mean in moved.items():
+        norm.running_mean = mean
+    return left
+
+
+def _restore_norms(original: nn.Module, small: nn.Module, plan: PrunePlan) -> None:
+    wholes = tracked_norms(original)
+    for path, norm in tracked_norms(small).items():
+        for name, value in norm.state_dict().items() if path in wholes else ():
+            whole = wholes[path].state_dict()[name].detach()
+            for axis in plan.kept.get(f"{path}.{name}", {}):
+                kept = torch.from_numpy(plan.kept_array(f"{path}.{name}", axis)).to(whole.device)
+                whole = whole.index_select(axis, kept)
+            value.copy_(whole)
+
+
 def _candidates(original: nn.Module, small: nn.Module, plan: PrunePlan) -> dict[str, Tensor]:
-    """Layers whose inputs shrank, and which of their outputs are left."""
+    """Layers that can be solved for, and which of their outputs are left."""
     uses = Counter(id(p) for _, p in original.named_parameters(remove_duplicate=False))
     found = {}
     for name, layer in original.named_modules():
         if not isinstance(layer, nn.Conv2d | nn.Linear) or not name:
             continue
-        plain = not isinstance(layer, nn.Conv2d) or (
-            layer.groups == 1 and layer.padding_mode == "zeros"
-        )
-        kept = plan.kept.get(f"{name}.weight", {})
+        plain = not isinstance(layer, nn.Conv2d) or layer.padding_mode == "zeros"
         same_kind = type(small.get_submodule(name)) is type(layer)
-        if plain and same_kind and 1 in kept and uses[id(layer.weight)] == 1:
-            whole = np.arange(layer.weight.shape[0])
-            outputs = torch.as_tensor(np.asarray(kept.get(0, whole)), dtype=torch.int64)
+        if plain and same_kind and uses[id(layer.weight)] == 1:
+            kept = f"{name}.weight"
+            outputs = torch.arange(len(layer.weight))
+            if 0 in plan.kept.get(kept, {}):
+                outputs = torch.from_numpy(plan.kept_array(kept, 0))
             found[name] = outputs.to(layer.weight.device)
     return found
 
 
-@dataclass
-class _Samples:
-    """Rows of what enters or leaves one layer, at the same places in both networks."""
+class _Fit:
+    """The normal equations of one layer, group by group, of rows to fit and of rows to check.
 
-    calls: int = 0
-    parts: list[Tensor] = field(default_factory=list)
-
-    def rows(self) -> Tensor:
-        return torch.cat(self.parts)
-
-
-def _collect(
-    model: nn.Module,
-    names: Iterable[str],
-    batches: Sequence[Any],
-    settings: RefitSettings,
-    *,
-    outputs: bool,
-) -> dict[str, _Samples]:
-    """Samples of what the layers give, in the order of execution, by a whole run of each batch.
-
-    Without `outputs`, of what they multiply with their weights; a run then ends when all have run.
+    gram (groups, inputs + 1, inputs + 1) and cross (groups, inputs + 1, outputs) sum over rows;
+    the last input is 1 where the layer has where to put an offset.
     """
-    found: dict[str, _Samples] = {}
-    pending: set[str] = set()
-    rows = -(-settings.rows // len(batches))
 
-    def sampler(name: str) -> Any:
-        def hook(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            samples = found.setdefault(name, _Samples())
-            places = _places(layer, output, rows, settings.seed + samples.calls)
-            samples.calls += 1
-            samples.parts.append(
-                _given(layer, output, places)
-                if outputs
-                else _taken(layer, inputs[0], output, places)
-            )
-            pending.discard(name)
-            if not (outputs or pending):
-                raise WatchEnded
+    def __init__(self, model: nn.Module, name: str, end: End) -> None:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        norm = None if end.norm is None else model.get_submodule(end.norm)
+        assert norm is None or isinstance(norm, BatchNorm)
+        self._layer, self.norm = layer, norm
+        self._groups = getattr(layer, "groups", 1)
+        self._sums: dict[bool, tuple[Any, ...]] = {}
 
-        return hook
+    def add(self, found: Found, rows: Wanted, outputs: Tensor) -> None:
+        aim = self._aim(found, rows, outputs)
+        offset = float(self._layer.bias is not None or self.norm is not None)
+        start = 0
+        for part in found.taken:
+            taken = part.double()
+            x = torch.cat([taken, taken.new_full((*taken.shape[:2], 1), offset)], dim=2)
+            y = aim[start : start + len(x)].double().reshape(len(x), self._groups, -1)
+            check = torch.arange(start, start + len(x), device=x.device) % _CHECK_SHARE == 0
+            for kept_back in (False, True):
+                chosen = check == kept_back
+                self._sum(kept_back, x[chosen].transpose(0, 1), y[chosen].transpose(0, 1))
+            start += len(x)
 
-    with contextlib.ExitStack() as hooks:
-        for name in names:
-            handle = model.get_submodule(name).register_forward_hook(sampler(name))
-            hooks.callback(handle.remove)
-        for batch in batches:
-            pending.update(names)
-            with contextlib.suppress(WatchEnded):
-                run_model(model, batch)
-    return found
+    def _sum(self, kept_back: bool, x: Tensor, y: Tensor) -> None:
+        """x (groups, R, inputs + 1), y (groups, R, outputs)."""
+        news = (x.mT @ x, x.mT @ y, y.square().sum(1))
+        olds = self._sums.get(kept_back, (0.0, 0.0, 0.0))
+        self._sums[kept_back] = tuple(old + new for old, new in zip(olds, news, strict=True))
 
+    def _aim(self, found: Found, rows: Wanted, outputs: Tensor) -> Tensor:
+        """(R, C): what the layer should give for its end, or the sum, to be the original's."""
+        given = rows.given[:, outputs]
+        if found.beside is None or rows.total is None:
+            return given
+        end = rows.total[:, outputs] - found.beside
+        if self.norm is None:
+            return end
+        scale, norm = self._scale(), self.norm
+        assert norm.running_mean is not None
+        bias = 0.0 if norm.bias is None else norm.bias
+        passed = scale.abs() > _FAINT * scale.abs().max()
+        return torch.where(passed, (end - bias) / scale + norm.running_mean, given)
 
-def _places(layer: nn.Module, output: Tensor, rows: int, seed: int) -> Tensor:
-    """Positions of an image, the same for all of a batch, or rows of a linear layer, to sample."""
-    is_image = isinstance(layer, nn.Conv2d)
-    total = output[0, 0].numel() if is_image else output.numel() // output.shape[-1]
-    wanted = -(-rows // len(output)) if is_image else rows
-    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
-    return chosen[:wanted].sort().values.to(output.device)
+    def _scale(self) -> Tensor:
+        """(C,): by what the norm behind multiplies."""
+        norm = self.norm
+        if norm is None:
+            return self._layer.weight.new_ones(len(self._layer.weight))
+        assert norm.running_var is not None
+        weight = 1.0 if norm.weight is None else norm.weight
+        return weight / (norm.running_var + norm.eps).sqrt()
 
+    def solve(self, ridge: float) -> float | None:
+        """Set the weights; the share of the error left on rows kept back, None: nothing gained."""
+        gram, cross, _ = self._sums[False]
+        old = self._old_weights()
+        pull = ridge * gram.diagonal(dim1=1, dim2=2).mean(1)
+        pull = pull.clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
+        # towards the old weights: where samples say nothing, nothing changes
+        eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+        new, failed = torch.linalg.solve_ex(gram + pull * eye, cross + pull * old)
+        before, after = self._error(old), self._error(new)
+        if failed.any() or not after < before or before < _NOTHING * self._energy():
+            return None
+        self._set(new)
+        return after / before
 
-def _given(layer: nn.Module, output: Tensor, places: Tensor) -> Tensor:
-    """Outputs at these places, (rows, channels)."""
-    if isinstance(layer, nn.Conv2d):
-        return _as_rows(output.flatten(2)[:, :, places])
-    return output.reshape(-1, output.shape[-1])[places]
+    def _energy(self) -> float:
+        squares = self._sums[True][2]
+        return float((squares * self._per_group(self._scale().square())).sum())
 
+    def _error(self, weights: Tensor) -> float:
+        """Squared error of the end over the rows kept back."""
+        gram, cross, squares = self._sums[True]
+        errors = squares + (weights * (gram @ weights - 2 * cross)).sum(1)
+        return max(float((errors * self._per_group(self._scale().square())).sum()), 0.0)
 
-def _taken(layer: nn.Module, x: Tensor, output: Tensor, places: Tensor) -> Tensor:
-    """What is multiplied with the weight at these places, (rows, weights of an output)."""
-    if isinstance(layer, nn.Conv2d):
-        return _patches(layer, x, output, places)
-    return x.reshape(-1, x.shape[-1])[places]
+    def _per_group(self, values: Tensor) -> Tensor:
+        return values.double().reshape(self._groups, -1)
 
+    def _old_weights(self) -> Tensor:
+        """(groups, inputs + 1, outputs of a group)."""
+        weight, bias = self._layer.weight, self._layer.bias
+        bias = weight.new_zeros(len(weight)) if bias is None else bias
+        rows = torch.cat([weight.flatten(1), bias[:, None]], dim=1).double()
+        return rows.reshape(self._groups, -1, rows.shape[1]).mT
 
-def _as_rows(taken: Tensor) -> Tensor:
-    """(N, C, P) -> (N * P, C)."""
-    return taken.transpose(1, 2).reshape(-1, taken.shape[1])
-
-
-def _patches(layer: nn.Conv2d, x: Tensor, output: Tensor, places: Tensor) -> Tensor:
-    """What the convolution multiplies with its weight at these positions, (N * P, C * kh * kw)."""
-    padding = layer.padding
-    if isinstance(padding, str):
-        reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        before = [0 if padding == "valid" else r // 2 for r in reach]
-        after = [0 if padding == "valid" else r - r // 2 for r in reach]
-    else:
-        before = after = [int(p) for p in padding]
-    padded = F.pad(x, (before[1], after[1], before[0], after[0]))
-    width = output.shape[3]
-    corners = (places // width * layer.stride[0], places % width * layer.stride[1])
-    at = [
-        corner[:, None] + torch.arange(k, device=x.device) * d
-        for corner, k, d in zip(corners, layer.kernel_size, layer.dilation, strict=True)
-    ]
-    taken = padded[:, :, at[0][:, :, None], at[1][:, None, :]]  # (N, C, P, kh, kw)
-    return taken.permute(0, 2, 1, 3, 4).reshape(-1, layer.weight[0].numel())
-
-
-def _norms_behind(
-    model: nn.Module, names: Iterable[str], batch: Any
-) -> dict[str, nn.modules.batchnorm._BatchNorm]:
-    """The batch norm that alone reads what a layer without a bias gives: it can take one."""
-    made: dict[int, tuple[str, Tensor]] = {}
-    found: dict[str, nn.modules.batchnorm._BatchNorm] = {}
-
-    def note(name: str) -> Any:
-        return lambda _layer, _inputs, output: made.__setitem__(id(output), (name, output))
-
-    def meet(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        name, output = made.get(id(inputs[0]), ("", None))
-        if output is inputs[0] and isinstance(norm, nn.modules.batchnorm._BatchNorm):
-            found[name] = norm
-
-    with contextlib.ExitStack() as hooks:
-        for name in names:
-            if model.get_submodule(name).bias is None:
-                handle = model.get_submodule(name).register_forward_hook(note(name))
-                hooks.callback(handle.remove)
-        for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats:
-                hooks.callback(module.register_forward_pre_hook(meet).remove)
-        run_model(model, batch)
-    return found
-
-
-def _solve(
-    layer: nn.Module,
-    norm: nn.modules.batchnorm._BatchNorm | None,
-    x: Tensor,
-    y: Tensor,
-    settings: RefitSettings,
-) -> float | None:
-    """New weights by ridge regression; the share of the error left, None where none was gained.
-
-    The offset goes into the bias, or into the running mean of the norm that follows.
-    """
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    bias = layer.bias
-    x, y = x.double(), y.double()
-    x = torch.cat([x, x.new_full((len(x), 1), float(bias is not None or norm is not None))], dim=1)
-    old = torch.cat(
-        [
-            layer.weight.flatten(1).double(),
-            (layer.weight.new_zeros(len(layer.weight)) if bias is None else bias).double()[:, None],
-        ],
-        dim=1,
-    ).T
-    check = torch.arange(len(x), device=x.device) % _CHECK_SHARE == 0
-    if not check.any() or check.all():
-        return None
-    fit = x[~check]
-    gram = fit.T @ fit
-    ridge = settings.ridge * gram.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    gram = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    # the ridge pulls towards the old weights: where samples say nothing, nothing changes
-    new = torch.linalg.solve(gram, fit.T @ y[~check] + ridge * old)
-    old_error, new_error = (float((x[check] @ w - y[check]).square().sum()) for w in (old, new))
-    if not new_error < old_error:
-        return None
-    layer.weight.copy_(new[:-1].T.reshape(layer.weight.shape))
-    if bias is not None:
-        bias.copy_(new[-1])
-    elif norm is not None and norm.running_mean is not None:
-        norm.running_mean.sub_(new[-1])
-    return new_error / old_error
+    def _set(self, new: Tensor) -> None:
+        layer, norm = self._layer, self.norm
+        rows = new.mT.reshape(len(layer.weight), -1)
+        layer.weight.copy_(rows[:, :-1].reshape(layer.weight.shape))
+        if layer.bias is not None:
+            layer.bias.copy_(rows[:, -1])
+        elif norm is not None and norm.running_mean is not None:
+            norm.running_mean.sub_(rows[:, -1])

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-_DRAWN_BATCH = 16  # a draw a batch: with few images in each there are more draws to average over
+SCORE_BATCH = 16  # the square of a batch is one draw: small batches are more draws to average
 
 Ask = Callable[[], Any]
 """Gives the original network's outputs for the same images, without gradients."""
@@ -47,7 +47,7 @@ class OriginalClasses:
     probabilities: the network ends in a softmax, which is taken back first.
     """
 
-    score_batch: int | None = _DRAWN_BATCH
+    score_batch: int | None = SCORE_BATCH
     probabilities: bool = False
     temperature: float = 3.0
 
@@ -68,7 +68,7 @@ class OriginalClasses:
 class OriginalOutputs:
     """Outputs of any structure against those of the original; labels are not looked at."""
 
-    score_batch: int | None = _DRAWN_BATCH
+    score_batch: int | None = SCORE_BATCH
 
     def score(self, outputs: Any, labels: Tensor, original: Ask) -> Tensor:  # noqa: ARG002
         """`relative_distance` to outputs that are off by noise as large as they are themselves."""

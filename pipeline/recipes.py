@@ -15,7 +15,7 @@ class Recipe:
 
     schedule: batches and target share to phases. rank: see `gbn.PlanSettings`. distill: the
     original teaches. refit: layers behind a cut are refitted to what they gave. decay_all: weight
-    decay for biases and norms too.
+    decay for biases and norms too. score_power: see `gbn.Gates.accumulate`.
     """
 
     schedule: Callable[..., tuple[Phase, ...]]
@@ -24,6 +24,7 @@ class Recipe:
     refit: bool
     decay_all: bool
     rank: str
+    score_power: int
 
 
 RECIPES = {
@@ -34,6 +35,7 @@ RECIPES = {
         refit=True,
         decay_all=False,
         rank="score per cost",
+        score_power=2,
     ),
     # You et al. 2019 (arXiv 1909.08174) and the authors' settings
     "gbn-2019": Recipe(
@@ -43,5 +45,6 @@ RECIPES = {
         refit=False,
         decay_all=True,
         rank="score",
+        score_power=1,
     ),
 }

@@ -18,7 +18,8 @@ from pipeline.console import RunConsole
 from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
 from pipeline.loggers import make_loggers
-from pipeline.objectives import Objective
+from pipeline.objectives import SCORE_BATCH, Objective
+from pipeline.recipes import Recipe
 from pipeline.rundir import RunDirectory
 from pipeline.synthetic import DivergedError
 from pipeline.tasks import TaskObjective
@@ -39,13 +40,13 @@ class Recovery:
 
 @dataclass(frozen=True)
 class _Lesson:
-    """What is learnt, from which images, and how fast."""
+    """What is learnt, from which images, how fast, and by which recipe."""
 
     data: Data
     objective: Objective
     peak_lr: float
+    recipe: Recipe
     checkup: Checkup
-    decay_all: bool = False
 
 
 def prepare(
@@ -55,11 +56,13 @@ def prepare(
     if baseline.data is not None:
         recipe = goal.recipe
         objective = TaskObjective(
-            task=baseline.judge.task, distill=config.recovery.distill and recipe.distill
+            task=baseline.judge.task,
+            distill=config.recovery.distill and recipe.distill,
+            score_batch=None if recipe.score_power == 1 else SCORE_BATCH,
         )
         images = checkup.num_images(config.recovery.epochs * baseline.data.num_train, _PHASES)
         check = checkup.on_data(baseline.data, baseline.judge, images)
-        lesson = _Lesson(baseline.data, objective, recipe.peak_lr, check, recipe.decay_all)
+        lesson = _Lesson(baseline.data, objective, recipe.peak_lr, recipe, check)
         trainer = _trainer(config, baseline, lesson, console)
         return Recovery(trainer=trainer, made=None)
     if goal.holds_uncut(baseline.groups):
@@ -74,7 +77,7 @@ def prepare(
         return Recovery(trainer=None, made=made)
     original = copy.deepcopy(baseline.loaded.module)
     check = checkup.against_original(made.compared_on, original, made.classes)
-    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR, check)
+    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR, goal.recipe, check)
     trainer = _trainer(config, baseline, lesson, console)
     return Recovery(trainer=trainer, made=made)
 
@@ -106,7 +109,8 @@ def _trainer(
     settings = TrainingSettings(
         peak_lr=config.recovery.lr or lesson.peak_lr,
         objective=lesson.objective,
-        decay_all=lesson.decay_all,
+        decay_all=lesson.recipe.decay_all,
+        score_power=lesson.recipe.score_power,
         seed=config.recovery.seed,
         checkup=lesson.checkup,
     )

@@ -74,7 +74,7 @@ CLASSIFICATION = Task(loss=F.cross_entropy, distillation=softened_divergence)
 
 @dataclass(frozen=True, kw_only=True)
 class TaskObjective:
-    """The task's own loss, mostly through the original network's outputs (Hinton et al. 2015).
+    """The task's own loss scores; it teaches, mostly through the original (Hinton et al. 2015).
 
     distill: off, the targets alone teach; share: of the original's part.
     """
@@ -84,9 +84,9 @@ class TaskObjective:
     share: float = 0.9
     score_batch: int | None = None
 
-    def score(self, outputs: Any, labels: Any, original: Ask) -> Tensor:
-        """What is trained: at first the original says nothing, and the targets alone score."""
-        return self.learn(outputs, labels, original)
+    def score(self, outputs: Any, labels: Any, original: Ask) -> Tensor:  # noqa: ARG002
+        """The task's loss alone: near the original the distance to it has no gradient."""
+        return self.task.loss(outputs, labels)
 
     def learn(self, outputs: Any, labels: Any, original: Ask) -> Tensor:
         """The task's loss, and the distance to the original's outputs."""

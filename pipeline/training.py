@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import gbn
 from gbn.groups import Mask
+from gbn.norms import tracked_norms
 from gbn.ticktock import Phase
 from pipeline.checkup import Checkup
 from pipeline.console import RunConsole
@@ -30,7 +32,8 @@ from pipeline.tasks import TaskObjective
 
 _CLIP_NORM = 5.0
 _BN_BATCHES = 16
-_REFIT_BATCHES = 4
+_REFIT_IMAGES = 512
+_REFIT_VALUES = 2**24  # numbers in these images at most: 111 of 3 x 224 x 224
 
 Loss = Callable[[Any, Tensor, Ask], Tensor]
 
@@ -39,13 +42,14 @@ Loss = Callable[[Any, Tensor, Ask], Tensor]
 class TrainingSettings:
     """`peak_lr` of SGD; `objective`: what the network is scored by and trained for.
 
-    decay_all: weight decay for biases and norms too, which it only shrinks. checkup: what the
-    network is measured by between phases, if anything.
+    decay_all: weight decay for biases and norms too, which it only shrinks. score_power: see
+    `gbn.Gates.accumulate`. checkup: what the network is measured by between phases, if anything.
     """
 
     peak_lr: float
     objective: Objective = field(default_factory=TaskObjective)
     decay_all: bool = False
+    score_power: int = 2
     seed: int = 0
     checkup: Checkup | None = None
 
@@ -153,7 +157,7 @@ class Trainer:
                     if not math.isfinite(float(loss.detach())):
                         raise CompressError("the loss is not finite while scoring: check the data")
                     self._fabric.backward(loss)
-                    gates.accumulate(keep_gradients=learns)
+                    gates.accumulate(self._settings.score_power, keep_gradients=learns)
                     if optimizer is not None:
                         optimizer.step()
                         optimizer.zero_grad(set_to_none=True)
@@ -229,24 +233,30 @@ class Trainer:
         return sgd(parameters, lr, decay_all=self._settings.decay_all)
 
     def repair(self, original: nn.Module, small: nn.Module, plan: gbn.PrunePlan) -> None:
-        """What can be made good after a cut without training: layers refitted, statistics renewed.
+        """What can be made good after a cut without training: layers are refitted.
 
-        `plan` leads from `original` to `small`. The refit is made with the statistics of `original`
-        in place, which tell what each layer should give; what it cannot restore shifts them.
+        `plan` leads from `original` to `small`. Afterwards norms are settled, so that training
+        starts from what the refit has reached.
         """
-        batches = self._data.calibration_batches(_REFIT_BATCHES)
-        images = [self._place(images) for images, _ in itertools.islice(batches, _REFIT_BATCHES)]
-        aim = self._fabric.to_device(copy.deepcopy(original))
+        inputs = self._calibration_images()
         self._fabric.to_device(small)
-        whole = _norms(gbn.prune(aim, plan))
-        for norm, name in ((norm, name) for name, norm in _norms(small).items() if name in whole):
-            norm.load_state_dict(norm.state_dict() | _statistics(whole[name]))
-        gbn.refit(aim, small, plan, images)
-        self.renew_statistics(small)
+        gbn.refit(self._fabric.to_device(copy.deepcopy(original)), small, plan, inputs)
+        gbn.settle_norms(small, [inputs])
+
+    def _calibration_images(self) -> Tensor:
+        """One batch, as large as is of use and fits."""
+        found: list[Tensor] = []
+        for images, _ in self._data.calibration_batches(_REFIT_IMAGES):
+            fitting = max(_REFIT_VALUES // images[0].numel(), 1)
+            left = min(fitting, _REFIT_IMAGES) - sum(map(len, found))
+            if left <= 0:
+                break
+            found.append(images[:left])
+        return self._place(torch.cat(found))
 
     def renew_statistics(self, model: nn.Module) -> None:
         """Batch norms' running statistics, anew from training images: after a cut they are off."""
-        norms = [*_norms(model).values()]
+        norms = [*tracked_norms(model).values()]
         if not norms:
             return
         momenta = [norm.momentum for norm in norms]
@@ -285,10 +295,7 @@ class Trainer:
     def _score_batches(self, start: int, count: int) -> Iterator[Batch]:
         size = self._settings.objective.score_batch
         for images, targets in self._batches(start, count):
-            if size is None:
-                yield images, targets
-            else:
-                yield from zip(images.split(size), targets.split(size), strict=True)
+            yield from [(images, targets)] if size is None else _parts(images, targets, size)
 
     def _place(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
@@ -312,14 +319,12 @@ class _Pass:
     state: dict[str, Any] | None
 
 
-def _norms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
-    """Batch norms that keep running statistics, by path."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    }
-
-
-def _statistics(norm: nn.modules.batchnorm._BatchNorm) -> dict[str, Tensor]:
-    return {name: value for name, value in norm.state_dict().items() if "running" in name}
+def _parts(images: Tensor, targets: Any, size: int) -> Iterator[Batch]:
+    """Batches of at most `size`; one, where targets of any structure do not go by images."""
+    leaves, structure = tree_flatten(targets)
+    if not all(isinstance(leaf, Tensor) and leaf.shape[:1] == images.shape[:1] for leaf in leaves):
+        yield images, targets
+        return
+    for start in range(0, len(images), size):
+        chosen = slice(start, start + size)
+        yield images[chosen], tree_unflatten([leaf[chosen] for leaf in leaves], structure)

@@ -14,9 +14,9 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 GBN_ORDER = [
     "errors", "ids", "rules.base", "rules.reshape", "rules.layout", "rules.lookup",
     "rules.elementwise", "rules.contract", "rules.reduce", "rules", "groups", "sizes", "grouping",
-    "running", "prune_plan", "refit", "aliases", "surgery", "survivors", "distance", "choices",
-    "proof", "cost", "scores", "gates", "ticktock", "plan", "cuts", "faults", "expected",
-    "shapes_only", "shape_trial", "trial", "tracer", "trace",
+    "running", "prune_plan", "norms", "layer_samples", "refit", "aliases", "surgery", "survivors",
+    "distance", "choices", "proof", "cost", "scores", "gates", "ticktock", "plan", "cuts",
+    "faults", "expected", "shapes_only", "shape_trial", "trial", "tracer", "trace",
 ]  # fmt: skip
 ARCHITECTURES = re.compile(
     r"resn[e]t|resnext|mobilen|vgg|densenet|efficientnet|shufflenet|squeezenet|inception|"

@@ -1,14 +1,17 @@
 """What the documentation shows runs as it is shown, and what it quotes and links exists."""
 
 import functools
+import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import exporters
+import gbn
 from pipeline import data_free
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -89,6 +92,26 @@ def test_every_quoted_error_message_is_one_that_the_code_says() -> None:
     for message in quoted:
         parts = [part.strip() for part in message.split("...") if part.strip()]
         assert all(part in joined for part in parts), message
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the docs group is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    outside = re.compile(r'(?:src|<link[^>]*href)="https?:')
+    assert not [p.name for p in tmp_path.glob("*.html") if outside.search(p.read_text())]
+
+
+def test_the_api_page_has_every_public_name_with_its_docstring() -> None:
+    page = (DOCS / "api.md").read_text()
+    shown = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith(":::")}
+    assert shown == set(gbn.__all__)
+    assert all(getattr(gbn, name).__doc__ for name in shown)
 
 
 def test_every_page_is_in_the_navigation() -> None:

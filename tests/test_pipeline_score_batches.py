@@ -14,7 +14,7 @@ from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.mixed_data import made_images
 from pipeline.objectives import OriginalClasses
-from pipeline.training import Trainer, TrainingSettings
+from pipeline.training import Trainer, TrainingSettings, _parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +56,21 @@ def test_batches_are_cut_as_the_objective_asks(score_batch: int | None, sizes: l
     assert objective.sizes == sizes * 2
     assert first.any()
     np.testing.assert_array_equal(first, again)  # draws repeat themselves
+
+
+def test_targets_of_any_structure_are_cut_with_their_images() -> None:
+    images = torch.arange(5.0)[:, None]
+    targets = {"box": images * 2, "class": (torch.arange(5),)}
+    cut = list(_parts(images, targets, 2))
+    assert [len(part) for part, _ in cut] == [2, 2, 1]
+    for part, target in cut:
+        assert torch.equal(target["box"], part * 2)
+        assert torch.equal(target["class"][0], part[:, 0].long())
+
+
+def test_targets_that_do_not_go_by_images_leave_the_batch_whole() -> None:
+    images = torch.zeros(5, 1)
+    for targets in ([torch.zeros(3)], torch.tensor(1.0), (torch.zeros(5), "name")):
+        ((part, target),) = _parts(images, targets, 2)
+        assert part is images
+        assert target is targets
