@@ -128,10 +128,15 @@ def test_milliseconds_of_layers_are_drawn_where_they_were_measured() -> None:
     report = build_report(measured())
     assert "Milliseconds of each layer" not in render_html(report)
     assert report.latency is not None
-    rows = [{"name": "conv", "before_ms": 1.25, "after_ms": 0.5, "note": "width frozen"}]
-    page = render_html(replace(report, latency=report.latency | {"layers": rows}))
+    conv = {"layer": "conv", "ms_before": 1.0, "ms_after": 0.4, "why_little": None}
+    relu = {"layer": "conv", "ms_before": 0.25, "ms_after": 0.1, "why_little": "width frozen"}
+    layers = {"rows": [conv, relu]}
+    page = render_html(replace(report, latency=report.latency | {"layers": layers}))
     assert "In all 1.25 ms before and 0.500 ms after." in page
     assert "width frozen" in page
+    skipped = {"layers": {"skipped": "the provider does not tell"}}
+    without = render_html(replace(report, latency=report.latency | skipped))
+    assert "Milliseconds of each layer" not in without
 
 
 def test_the_page_names_what_was_missed_first_and_what_to_do() -> None:
@@ -140,6 +145,13 @@ def test_the_page_names_what_was_missed_first_and_what_to_do() -> None:
     missed = page.index("90.00 % top1 on 1,000 samples, 2.00 points less. A loss of 1 points")
     assert missed < page.index("60.0 % of the multiply-accumulates are left: 60 of 100.")
     assert "What to do: More --epochs" in page
+
+
+def test_limits_of_time_are_told_beside_what_was_found() -> None:
+    report = build_report(measured())
+    target = report.target | {"latency_ms": 3.5, "latency_kept": None, "min_speedup": 1.2}
+    page = render_html(replace(report, target=target))
+    assert "At least 1.2 times as fast was asked for. At most 3.5 ms was asked for." in page
 
 
 def test_a_difference_that_is_not_finite_is_told(tmp_path: Path) -> None:

@@ -130,14 +130,14 @@ def widths_chart(report: Report) -> Chart | None:
 
 def layer_times_chart(report: Report) -> Chart | None:
     """Milliseconds of each layer, before and after, where they were measured."""
-    layers = (report.latency or {}).get("layers") or []
+    layers = _layer_times((report.latency or {}).get("layers") or {})
     if not layers:
         return None
     title = "Milliseconds of each layer"
     before, after = (sum(row[key] for row in layers) for key in ("before_ms", "after_ms"))
     told = f"In all {fmt.digits(before)} ms before and {fmt.digits(after)} ms after."
     rows = tuple(
-        (row["name"], f"{row['before_ms']:.4g}", f"{row['after_ms']:.4g}", row.get("note") or "")
+        (row["name"], f"{row['before_ms']:.4g}", f"{row['after_ms']:.4g}", "; ".join(row["notes"]))
         for row in layers
     )
     return Chart(
@@ -145,9 +145,23 @@ def layer_times_chart(report: Report) -> Chart | None:
         title=title,
         caption=f"Each layer's share of a run, in the network's order. {told}",
         svg=_bars("layertimes", title, told, layers, ("before_ms", "after_ms"), "ms"),
-        head=("Layer", "Before, ms", "After, ms", "Note"),
+        head=("Layer", "Before, ms", "After, ms", "Why so little"),
         rows=rows,
     )
+
+
+def _layer_times(section: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of nodes summed over the layer that they belong to, in the order of first use."""
+    layers: dict[str, dict[str, Any]] = {}
+    for row in section.get("rows", ()):
+        empty: dict[str, Any] = {"before_ms": 0.0, "after_ms": 0.0, "notes": []}
+        layer = layers.setdefault(row["layer"], {"name": row["layer"]} | empty)
+        layer["before_ms"] += row["ms_before"]
+        layer["after_ms"] += row["ms_after"]
+        why = row.get("why_little")
+        if why and why not in layer["notes"]:
+            layer["notes"].append(why)
+    return list(layers.values())
 
 
 def _bars(

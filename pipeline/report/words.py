@@ -132,8 +132,16 @@ def _latency(report: Report) -> str:
         f"{high:.2f}): {fmt.digits(latency['after']['p50_ms'])} ms on {latency['provider']}, "
         f"batch {latency['batch']}."
     )
-    asked = report.target.get("min_speedup")
-    return text if asked is None else f"{text} At least {asked:g} times was asked for."
+    target = report.target
+    asked = (
+        ("min_speedup", "At least {:g} times as fast"),
+        ("latency_ms", "At most {:g} ms"),
+        ("latency_kept", "At most {:g} of the time"),
+    )
+    for key, limit in asked:
+        if target.get(key) is not None:
+            text = f"{text} {limit.format(target[key])} was asked for."
+    return text
 
 
 def _provider(report: Report) -> str:
