@@ -46,6 +46,8 @@ from pipeline.report import (
     render_html,
 )
 from pipeline.rundir import RunDirectory, check_out
+from pipeline.sensitivity import is_affordable, sensitivity
+from pipeline.training import Trainer
 from pipeline.widths import layer_widths
 
 _PROOF_IMAGES = 2
@@ -55,13 +57,14 @@ _PROOF_IMAGES = 2
 class _Outcome:
     """The compressed network, the plan that made it, and the images made for it, if any.
 
-    history: what check-ups found on the way.
+    history, sensitivity: what check-ups found on the way, and of each group's cut alone.
     """
 
     compressed: Compressed
     plan: gbn.PrunePlan
     made: MadeData | NothingMade | None
     history: dict[str, Any] | None
+    sensitivity: dict[str, Any] | None
 
 
 def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
@@ -117,8 +120,24 @@ def _compress(
     )
     compressed = compressor.compress(config.recovery.epochs)
     plan = compressor.plan(compressed.alive)
-    history = compressor.history(compressed)
-    return _Outcome(compressed=compressed, plan=plan, made=recovery.made, history=history)
+    return _Outcome(
+        compressed=compressed,
+        plan=plan,
+        made=recovery.made,
+        history=compressor.history(compressed),
+        sensitivity=_sensitivity(config, baseline, compressed, recovery.trainer),
+    )
+
+
+def _sensitivity(
+    config: RunConfig, baseline: Baseline, compressed: Compressed, trainer: Trainer | None
+) -> dict[str, Any] | None:
+    if trainer is None or trainer.checkup is None:
+        return None
+    groups, alive, checkup = baseline.groups, compressed.alive, trainer.checkup
+    if not is_affordable(groups, alive, checkup, config.recovery.epochs * trainer.num_train):
+        return None
+    return sensitivity(baseline.loaded.module, groups, alive, checkup, trainer.check)
 
 
 def _finish(
@@ -150,6 +169,7 @@ def _finish(
             groups=[_group_row(g) for g in plan.groups],
             layers=layer_widths(baseline.loaded.module, compressed.model),
             history=outcome.history,
+            sensitivity=outcome.sensitivity,
             stages=stages,
         )
     )

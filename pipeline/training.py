@@ -108,6 +108,11 @@ class Trainer:
         return str(self._fabric.device)
 
     @property
+    def num_train(self) -> int:
+        """Images in a pass over the training set."""
+        return self._data.num_train
+
+    @property
     def checkup(self) -> Checkup | None:
         """What `check` measures."""
         return self._settings.checkup

@@ -90,7 +90,7 @@ def _text(measured: Measurements, width: int = 80) -> str:
 def test_the_json_has_the_documented_keys() -> None:
     content = json.loads(build_report(_measured()).to_json())
     others = {"precision", "groups", "stages", "exit_code", "fidelity", "data_free"}
-    others |= {"layers", "history"}
+    others |= {"layers", "history", "sensitivity"}
     assert set(content) == set(KEYS) | others
     for section, keys in KEYS.items():
         assert keys <= set(content[section]), section

@@ -72,6 +72,10 @@ def measured(accuracy: float = 0.9, p50: float = 3.0, **changes: Any) -> Measure
             "points": [{"name": "as given", "kind": "given", "flops_kept": 1.0, "value": 0.92},
                        point, point | {"name": "tock 1", "kind": "tock", "value": None}],
         },
+        sensitivity={
+            "metric": "top1", "samples": 64, "in_points": True, "higher_is_better": True,
+            "groups": [{"name": "a", "kept": 0.5, "value": 0.75}],
+        },
         stages=[{"name": "tick 1", "seconds": 1.0, "flops_kept": 0.6}],
         environment=ENVIRONMENT,
     )  # fmt: skip
@@ -101,7 +105,7 @@ def test_the_page_is_made_again_from_the_json_alone(tmp_path: Path) -> None:
 def test_each_chart_has_a_title_a_description_and_a_table_of_its_figures() -> None:
     page = render_html(build_report(measured()))
     charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(charts) == 3
+    assert len(charts) == 4
     for chart in charts:
         root = ElementTree.fromstring(chart)
         title, description = root[0], root[1]
@@ -147,6 +151,16 @@ def test_the_page_names_what_was_missed_first_and_what_to_do() -> None:
     assert "What to do: More --epochs" in page
 
 
+def test_the_group_whose_cut_costs_most_is_named() -> None:
+    report = build_report(measured())
+    assert "a alone costs most: 75.00 %." in render_html(report)
+    rows = [{"name": n, "kept": 0.5, "value": v} for n, v in (("low", 0.1), ("high", 0.3))]
+    error = {"metric": "error", "samples": 9, "in_points": False, "higher_is_better": False}
+    page = render_html(replace(report, sensitivity=error | {"groups": rows}))
+    assert "high alone costs most: 0.3." in page
+    assert "costs alone" not in render_html(replace(report, sensitivity=None))
+
+
 def test_limits_of_time_are_told_beside_what_was_found() -> None:
     report = build_report(measured())
     target = report.target | {"latency_ms": 3.5, "latency_kept": None, "min_speedup": 1.2}
@@ -169,7 +183,7 @@ def test_the_layout_that_is_promised_is_the_one_that_is_written(tmp_path: Path) 
 def test_a_report_without_the_later_sections_is_still_read(tmp_path: Path) -> None:
     folder = stored(tmp_path / "run", measured())
     content = json.loads((folder / "report.json").read_text())
-    for key in ("layers", "history", "fidelity", "data_free", "precision"):
+    for key in ("layers", "history", "sensitivity", "fidelity", "data_free", "precision"):
         del content[key]
     (folder / "report.json").write_text(json.dumps(content))
     assert run(folder).exit_code == 0

@@ -54,6 +54,7 @@ class Report:
     exit_code: int
     layers: list[dict[str, Any]] = field(default_factory=list)
     history: dict[str, Any] | None = None
+    sensitivity: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Report":
@@ -95,6 +96,7 @@ def build_report(measured: Measurements) -> Report:
         groups=[dict(group) for group in measured.groups],
         layers=[dict(layer) for layer in measured.layers],
         history=dict(measured.history) if measured.history is not None else None,
+        sensitivity=dict(measured.sensitivity) if measured.sensitivity is not None else None,
         stages=[dict(stage) for stage in measured.stages],
         environment=dict(measured.environment),
         verdict=verdict,

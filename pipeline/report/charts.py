@@ -41,7 +41,8 @@ class Chart:
 
 def charts(report: Report) -> list[Chart]:
     """All that this report's sections allow, in the order of the page."""
-    made = [make(report) for make in (history_chart, widths_chart, layer_times_chart, times_chart)]
+    makers = (history_chart, sensitivity_chart, widths_chart, layer_times_chart, times_chart)
+    made = [make(report) for make in makers]
     return [chart for chart in made if chart is not None]
 
 
@@ -99,6 +100,43 @@ def history_chart(report: Report) -> Chart | None:
 def _value(point: dict[str, Any], history: dict[str, Any]) -> str:
     value = point["value"]
     return f"{100 * value:.2f} %" if history["in_points"] else f"{value:.4g}"
+
+
+def sensitivity_chart(report: Report) -> Chart | None:
+    """The check-ups' metric with each group's cut alone."""
+    found = report.sensitivity
+    rows = [] if found is None else [row for row in found["groups"] if row["value"] is not None]
+    if found is None or not rows:
+        return None
+    scale = 100 if found["in_points"] else 1
+    given = None if report.history is None else report.history["points"][0]["value"]
+
+    def draw(axes: list[Axes]) -> None:
+        (ax,) = axes
+        ax.barh(range(len(rows)), [scale * r["value"] for r in rows], height=0.6, color=svg.AFTER)
+        if given is not None:
+            ax.axvline(scale * given, color=svg.TEXT, linestyle="--", linewidth=1)
+        ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.grid(visible=False, axis="y")
+        unit = ", %" if found["in_points"] else ""
+        ax.set_xlabel(f"{found['metric']}{unit} with this group's cut alone (dashed: as given)")
+
+    better = found.get("higher_is_better", True)
+    worst = (min if better else max)(rows, key=lambda row: float(row["value"]))
+    told = f"{worst['name']} alone costs most: {_value(worst, found)}."
+    title = "What each group's cut costs alone"
+    return Chart(
+        name="sensitivity",
+        title=title,
+        caption=(
+            f"The network as given with one group cut and nothing recovered, on {found['samples']} "
+            f"held-out samples. {told}"
+        ),
+        svg=svg.drawn("sensitivity", title, told, draw, height=0.8 + 0.25 * len(rows), rows=(1,)),
+        head=("Group", "Channels kept", found["metric"]),
+        rows=tuple((r["name"], fmt.percent(r["kept"]), _value(r, found)) for r in rows),
+    )
 
 
 def widths_chart(report: Report) -> Chart | None:

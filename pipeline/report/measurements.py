@@ -155,6 +155,9 @@ class Measurements:
     history: Mapping[str, Any] | None = None
     """{metric, samples, higher_is_better, in_points, points: [{name, kind, flops_kept, value}]}:
     check-ups in PyTorch after each phase, on a few held-out images."""
+    sensitivity: Mapping[str, Any] | None = None
+    """{metric, samples, in_points, higher_is_better, groups: [{name, kept, value}]}: the network
+    as given with one group's cut alone, nothing recovered."""
     stages: Sequence[Mapping[str, Any]] = ()
     """One {name, seconds, ...} for each stage."""
     precision: Mapping[str, Any] = field(default_factory=lambda: {"kind": "fp32"})
