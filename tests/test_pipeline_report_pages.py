@@ -120,6 +120,27 @@ def test_each_chart_has_a_title_a_description_and_a_table_of_its_figures() -> No
     assert len(page) < 200_000
 
 
+def test_a_network_of_many_layers_with_long_names_stays_a_small_page() -> None:
+    names = [f"features.block{n}.branch.convolution.with.a.long.name.{n}" for n in range(250)]
+    report = build_report(measured())
+    assert report.latency is not None
+    rows = [
+        {"layer": name, "ms_before": 1.0, "ms_after": 0.5, "why_little": None} for name in names
+    ]
+    large = replace(
+        report,
+        layers=[{"name": name, "before": 64, "after": 32} for name in names],
+        groups=[report.groups[0] | {"name": name, "layers": [name]} for name in names],
+        latency=report.latency | {"layers": {"rows": rows}},
+    )
+    page = render_html(large)
+    assert len(page.encode()) < 1_000_000
+    assert page.count(names[7]) >= 4  # in the tables of widths, of times and of groups
+    chart = re.findall(r"<svg.*?</svg>", page, re.DOTALL)[2]
+    assert names[7] not in chart
+    assert names[7][-20:] in chart
+
+
 def test_chart_colours_are_those_of_the_page() -> None:
     page = render_html(build_report(measured()))
     inside = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))

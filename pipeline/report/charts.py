@@ -25,6 +25,7 @@ _KINDS = {
 }
 _QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 _BAR_INCHES = 0.32
+_LABEL = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def sensitivity_chart(report: Report) -> Chart | None:
         ax.barh(range(len(rows)), [scale * r["value"] for r in rows], height=0.6, color=svg.AFTER)
         if given is not None:
             ax.axvline(scale * given, color=svg.TEXT, linestyle="--", linewidth=1)
-        ax.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        ax.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
         unit = ", %" if found["in_points"] else ""
@@ -218,7 +219,7 @@ def _bars(
         ):
             ax.barh([p + offset for p in places], [row[key] for row in layers], height=0.36,
                     color=colour, label=label)  # fmt: skip
-        ax.set_yticks(list(places), [row["name"] for row in layers])
+        ax.set_yticks(list(places), [_short(row["name"]) for row in layers])
         ax.set_ylim(len(layers) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
         ax.set_xlabel(unit)
@@ -226,6 +227,11 @@ def _bars(
 
     height = 0.9 + _BAR_INCHES * len(layers)
     return svg.drawn(name, title, told, draw, height=height, rows=(1,))
+
+
+def _short(name: str) -> str:
+    """A label that leaves room for its bar: the end of a long name, which the table has in full."""
+    return name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
 
 
 def times_chart(report: Report) -> Chart | None:
