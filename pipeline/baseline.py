@@ -219,10 +219,11 @@ def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> D
         )
     console.say(
         f"data: {data.num_train} training and {data.num_val} validation images; "
-        + ", ".join(f"{key} {_plain(value)}" for key, value in data.preprocessing.items())
+        + ", ".join(f"{key} {plain(value)}" for key, value in data.preprocessing.items())
     )
     return data
 
 
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """A value of the preprocessing as text: lists as on the command line."""
     return ",".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)

@@ -14,10 +14,11 @@ import exporters
 import gbn
 from exporters.session import Session
 from pipeline import verify
-from pipeline.baseline import Baseline
+from pipeline.baseline import Baseline, plain
 from pipeline.compress import Compressed
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
+from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade
 from pipeline.exporting import counted_shapes
 from pipeline.goal import Goal
@@ -38,12 +39,17 @@ from pipeline.report import (
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The compressed network, the plan that made it, the images made for it, and what it was to
-    reach."""
+    reach.
+
+    history, sensitivity: what check-ups found on the way, and of each group's cut alone.
+    """
 
     compressed: Compressed
     plan: gbn.PrunePlan
     made: MadeData | NothingMade | None
     goal: Goal
+    history: dict[str, Any] | None
+    sensitivity: dict[str, Any] | None
 
 
 class Measuring:
@@ -171,4 +177,16 @@ class Measuring:
             provider=config.deploy.provider,
             inputs=inputs,
         )
-        return found | {"nodes_on_other_providers": self._after.nodes_elsewhere}
+        return found | {
+            "nodes_on_other_providers": self._after.nodes_elsewhere,
+            "model": config.model.path.name,
+            "input_size": list(self._baseline.loaded.input_size),
+            "data": _data_row(self._baseline.data),
+        }
+
+
+def _data_row(data: Data | None) -> dict[str, Any]:
+    if data is None:
+        return {"source": "none was given"}
+    counts = {"training_images": data.num_train, "validation_images": data.num_val}
+    return counts | {key: plain(value) for key, value in data.preprocessing.items()}

@@ -5,7 +5,7 @@ Refused: what cannot be read safely, weights without or with the wrong architect
 whose input size is stated nowhere.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import safetensors
@@ -47,6 +47,17 @@ def load_network(source: ModelSource) -> tuple[nn.Module, str, tuple[str, ...]]:
         found = _find(source, kind)
         notes = [*found.notes, *_convert(found.module, source.path)]
     return found.module, f"{source.path.name}: {found.how}", tuple(notes)
+
+
+def model_facts(source: ModelSource) -> InputConfig:
+    """What the model says of its inputs; it is loaded but not run. Raises UsageError."""
+    kind = detect_kind(source.path)
+    with import_path(*_code_folders(source)):
+        found = _find(source, kind)
+    config = input_config(found.module, source.arch)
+    if found.input_size is None:
+        return config
+    return replace(config, input_size=found.input_size, origin="file's own interface")
 
 
 def load_model(source: ModelSource) -> LoadedModel:
