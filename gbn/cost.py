@@ -40,6 +40,10 @@ class TimeTerm:
 class CostModel:
     """A sum of products: term t costs constants[t] times the surviving size of each of its dims.
 
+    Made by `macs`, in multiply-accumulates (one multiply and one add, as of a convolution with
+    C_out·C_in·K·K·H·W of them), or `params`, in elements. Biases, norms and activations cost no
+    MACs.
+
     steps: for each term what its sizes are rounded up to; None: nothing is rounded.
     """
 
@@ -87,7 +91,7 @@ class CostModel:
         return self.constants * np.array(sizes, float)
 
     def total(self, alive: Mask) -> int:
-        """Cost of the network with these atoms, `alive`: (num_atoms,)."""
+        """Cost of the network with these atoms, `alive`: (num_atoms,) of bool; MACs or elements."""
         return round(float(self.per_term(self.groups.counts(alive)).sum()))
 
     def saving(self, alive: Mask) -> npt.NDArray[np.float64]:

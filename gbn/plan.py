@@ -94,7 +94,10 @@ def choose(
     settings: PlanSettings | None = None,
     alive: Mask | None = None,
 ) -> Mask:
-    """As `plan`, but from atoms that are still `alive` (num_atoms,) to those that stay."""
+    """As `plan`, but from atoms still `alive` (num_atoms,) to those that stay, (num_atoms,).
+
+    Raises as `plan` does, and ValueError where `scores` are of other groups.
+    """
     limits = [
         Limit(cost=cost, at_most=_absolute(target, cost, unit), unit=unit)
         for cost, target, unit in (
@@ -167,7 +170,10 @@ def choose_in_time(
 
 
 def smallest(groups: ChannelGroups, cost: CostModel, settings: PlanSettings) -> int:
-    """The least cost that any plan under these settings can reach."""
+    """The least cost that any plan under these settings can reach, in the unit of `cost`.
+
+    MACs for `CostModel.macs(groups)`, elements for `CostModel.params(groups)`.
+    """
     search = _Search(groups, Scores(np.ones(groups.num_atoms), "none"), settings)
     search.exhaust()
     return cost.total(search.alive)

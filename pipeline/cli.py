@@ -12,11 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import click
+import click.shell_completion
 from click_default_group import DefaultGroup
 
 from pipeline.cli_deploy import bench, verify
 from pipeline.cli_errors import RunState, guarded, terminated_as_interrupted
-from pipeline.config import AUGMENTATIONS, DEFAULT_OPSET, PRECISIONS, PROVIDERS, RECIPES
+from pipeline.cli_init import completion, init
+from pipeline.cli_report import report
+from pipeline.config import (
+    AUGMENTATIONS,
+    DEFAULT_OPSET,
+    LOGGERS,
+    PRECISIONS,
+    PROVIDERS,
+    RECIPES,
+)
 from pipeline.config_file import (
     DATA_FREE_EPOCHS,
     DEFAULT_EPOCHS,
@@ -94,6 +104,13 @@ class CompressGroup(DefaultGroup):
         rest: list[str] = super().parse_args(ctx, args or ["--help"])
         return rest
 
+    def shell_complete(
+        self, ctx: click.Context, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """Commands, and what the main job takes, since its name may be left out."""
+        found = super().shell_complete(ctx, incomplete)
+        return found + self.commands[self.default_cmd_name].shell_complete(ctx, incomplete)
+
     def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> None:
         """Run the command line and end the process with its exit code."""
         state = RunState()
@@ -126,7 +143,9 @@ RECIPE_HELP = f"{', '.join(RECIPES)} (as it was published)."
 PROVIDER = click.Choice(PROVIDERS)
 PROVIDER_HELP = f"{', '.join(PROVIDERS)}. Default: {PROVIDERS[0]}."
 PRECISION = click.Choice(PRECISIONS)
-PRECISION_HELP = f"{', '.join(PRECISIONS)}; int8 needs --data."
+PRECISION_HELP = f"{', '.join(PRECISIONS)}. Default: the file's."
+LOGGER = click.Choice(LOGGERS)
+LOGGER_HELP = f"Curves in DIR/logs: {', '.join(LOGGERS)}."
 CONFIG_FILE: dict[str, Any] = {
     "type": click.Path(path_type=Path),
     "is_eager": True,  # It sets the defaults of the others.
@@ -194,6 +213,7 @@ OPTIONS = (
     _option("Run", "--out", metavar="DIR", help="Default: MODEL-compressed."),
     _option("Run", "--resume", is_flag=True, help="Go on after the last finished stage."),
     _option("Run", "--device", **RARE, metavar="NAME", help="auto, cpu, mps, cuda or cuda:N."),
+    _option("Run", "--logger", **RARE, type=LOGGER, metavar="NAME", help=LOGGER_HELP),
     _option("Run", "--config", metavar="FILE.toml", help="These options, by name.", **CONFIG_FILE),
     _option("Run", "--dry-run", is_flag=True, help="Plan, and write nothing."),
     _option("Run", "-v", "--verbose", is_flag=True, help="Details, and tracebacks of errors."),
@@ -214,7 +234,7 @@ def _with_options(command: Any) -> Any:
     cls=SectionedCommand,
     help="Make a trained vision model a smaller, faster ONNX file that is proven right.",
 )
-@click.argument("model", required=False)
+@click.argument("model", required=False, type=click.Path())
 @_with_options
 @click.pass_obj
 def prune(state: RunState, /, **options: Any) -> int:
@@ -229,15 +249,15 @@ def prune(state: RunState, /, **options: Any) -> int:
 
     console = RunConsole(verbosity=config.verbosity, json=config.json)
     with terminated_as_interrupted(), _standard_output_kept(config.json):
-        report = run_compress(config, console)
-    if report is None:
+        done = run_compress(config, console)
+    if done is None:
         return 0
     if config.json:
-        click.echo(report.to_json())
+        click.echo(done.to_json())
     else:
-        console.result(summary_table(report))
+        console.result(summary_table(done))
         console.say(f"the file: {config.out / 'model.onnx'}; all figures: report.html beside it")
-    return report.exit_code
+    return done.exit_code
 
 
 @contextlib.contextmanager
@@ -258,7 +278,7 @@ Example:
 
 
 @click.command("inspect", help=INSPECT_HELP)
-@click.argument("model")
+@click.argument("model", type=click.Path())
 @click.option("--arch", metavar="WHERE:NAME", help="Builds the network of a state dict.")
 @click.option("--input-size", multiple=True, metavar="SHAPE", help=INPUTS_HELP)
 @click.option("--trust-pickle", is_flag=True, help="Let a pickled model run its code.")
@@ -293,6 +313,9 @@ main.add_command(prune)
 main.add_command(inspect)
 main.add_command(verify)
 main.add_command(bench)
+main.add_command(report)
+main.add_command(init)
+main.add_command(completion)
 click.version_option(package_name="gbn-compress", prog_name="compress")(main)
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from gbn.groups import Mask
 from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.errors import UsageError
-from pipeline.goal import Goal
+from pipeline.goal import Goal, phases_of
 from pipeline.rundir import RunDirectory
 from pipeline.training import Progress, Trainer
 
@@ -40,6 +40,7 @@ class Compressed:
     position: int = 0  # batches of the stream used so far
     step: int = 0  # within the phase that is under way
     optimizer: dict[str, Any] | None = None
+    given: float | None = None  # what the check-up finds on the network as given
     surgery: list[dict[str, Any]] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
 
@@ -71,19 +72,12 @@ class Compressor:
         self._whole = (self._macs.total(everything), self._params.total(everything))
 
     def phases(self, epochs: int) -> tuple[Phase, ...]:
-        """The schedule; without data there is nothing to recover with, and one cut is all."""
-        shares = [
-            asked / whole
-            for asked, whole in zip((self._goal.flops, self._goal.params), self._whole, strict=True)
-            if asked is not None
-        ]
+        """The schedule of this run."""
+        shares = self._goal.cost_shares(self._groups)
         if self._goal.latency is not None:
             shares.append(self._first_share(self._goal.latency.own_share))
-        if self._trainer is None:
-            return (Phase(kind="tick", batches=0),) if min(shares) < 1 else ()
-        return self._goal.recipe.schedule(
-            budget=epochs * self._trainer.stream.per_epoch, target=min(shares)
-        )
+        per_epoch = None if self._trainer is None else self._trainer.stream.per_epoch
+        return phases_of(self._goal.recipe, min(shares), epochs=epochs, per_epoch=per_epoch)
 
     def _first_share(self, share: float) -> float:
         """The share that the run began with: times are measured anew when it is resumed."""
@@ -96,6 +90,7 @@ class Compressor:
         self._phases = self.phases(epochs)
         now = self._restored()
         now.device = "cpu" if self._trainer is None else self._trainer.device
+        now.given = self._check(copy.deepcopy(self._original))
         phases = self._phases
         for number, phase in enumerate(phases):
             if number < now.done:
@@ -108,19 +103,54 @@ class Compressor:
                 self._recover(now, phase, label)
             now.done, now.step, now.optimizer = number + 1, 0, None
             now.position += phase.batches
-            now.curve.append(
-                {
-                    "name": label,
-                    "seconds": round(monotonic() - began, 2),
-                    "flops_kept": self._macs.total(now.alive) / self._whole[0],
-                }
-            )
+            point: dict[str, Any] = {
+                "name": label,
+                "seconds": round(monotonic() - began, 2),
+                "flops_kept": self._macs.total(now.alive) / self._whole[0],
+            }
+            found = self._check(now.model)
+            now.curve.append(point if found is None else point | {"check": found})
+            self._log(now.position, point["flops_kept"], found)
             self._save(now)
         return now
 
     def plan(self, alive: Mask) -> gbn.PrunePlan:
         """The plan, for the original network, that keeps these atoms."""
         return gbn.PrunePlan.of(self._groups, alive)
+
+    def _check(self, model: nn.Module) -> float | None:
+        return None if self._trainer is None else self._trainer.check(model)
+
+    def _log(self, position: int, flops_kept: float, found: float | None) -> None:
+        if self._trainer is None:
+            return
+        checkup, values = self._trainer.checkup, {"flops_kept": flops_kept}
+        if checkup is not None and found is not None:
+            values[checkup.metric] = found
+        self._trainer.log(values, position, save=True)
+
+    def history(self, now: Compressed) -> dict[str, Any] | None:
+        """For the report: what check-ups found after each phase; None without check-ups."""
+        checkup = None if self._trainer is None else self._trainer.checkup
+        if checkup is None or now.given is None:
+            return None
+        given = {"name": "as given", "kind": "given", "flops_kept": 1.0, "value": now.given}
+        return {
+            "metric": checkup.metric,
+            "samples": checkup.samples,
+            "higher_is_better": checkup.higher_is_better,
+            "in_points": checkup.in_points,
+            "points": [given]
+            + [
+                {
+                    "name": point["name"],
+                    "kind": point["name"].partition(" ")[0],
+                    "flops_kept": point["flops_kept"],
+                    "value": point["check"],
+                }
+                for point in now.curve
+            ],
+        }
 
     def _tick(self, now: Compressed, phase: Phase, label: str) -> None:
         if self._trainer is None:
@@ -153,6 +183,7 @@ class Compressor:
                 "effect": proof.effect,
                 "dtype": proof.dtype,
                 "randomised": proof.randomised,
+                "num_overruled": proof.num_overruled,
             }
         )
         if self._trainer is not None:

@@ -73,6 +73,7 @@ OPTION_KINDS: dict[str, str] = {
     "out": _TEXT,
     "resume": _FLAG,
     "device": _TEXT,
+    "logger": _TEXT,
     "dry_run": _FLAG,
     "verbose": _FLAG,
     "quiet": _FLAG,
@@ -171,7 +172,7 @@ def build_config(options: Mapping[str, Any]) -> RunConfig:
         deploy=DeployConfig(**_picked(given, "provider", "precision", "ort", "opset")),
         out=Path(given["out"]) if "out" in given else path.with_name(f"{path.stem}-compressed"),
         verbosity=int(given.get("verbose", False)) - int(given.get("quiet", False)),
-        **_picked(given, "resume", "device", "dry_run", "json"),
+        **_picked(given, "resume", "device", "logger", "dry_run", "json"),
     )
 
 

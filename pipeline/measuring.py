@@ -14,28 +14,42 @@ import exporters
 import gbn
 from exporters.session import Session
 from pipeline import verify
-from pipeline.baseline import Baseline
+from pipeline.baseline import Baseline, plain
 from pipeline.compress import Compressed
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
+from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade
 from pipeline.exporting import counted_shapes
 from pipeline.goal import Goal
 from pipeline.latency.layers import layer_report
 from pipeline.latency.network import place_of
-from pipeline.precision import FP32_FILE
-from pipeline.report import Accuracy, BeforeAfter, Difference, Latency, Provider, environment
+from pipeline.precision import FP32_FILE, precision_of
+from pipeline.report import (
+    Accuracy,
+    BeforeAfter,
+    Difference,
+    Latency,
+    Provider,
+    Surgery,
+    environment,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The compressed network, the plan that made it, the images made for it, and what it was to
-    reach."""
+    reach.
+
+    history, sensitivity: what check-ups found on the way, and of each group's cut alone.
+    """
 
     compressed: Compressed
     plan: gbn.PrunePlan
     made: MadeData | NothingMade | None
     goal: Goal
+    history: dict[str, Any] | None
+    sensitivity: dict[str, Any] | None
 
 
 class Measuring:
@@ -85,7 +99,7 @@ class Measuring:
 
     def _counts(self) -> dict[str, Any]:
         # Counted where weights are floats; what precision changes is the size.
-        is_fp32 = self._config.deploy.precision == "fp32"
+        is_fp32 = precision_of(self._config, self._baseline) == "fp32"
         counted = self._file if is_fp32 else self._config.out / FP32_FILE
         result = exporters.count_macs(counted, counted_shapes(self._baseline.loaded))
         cost, size = self._baseline.cost, exporters.onnx_size_bytes(self._file)
@@ -120,19 +134,24 @@ class Measuring:
         found = verify.accuracy(self._after, data, judge, self._console, "accuracy")
         return verify.accuracies(before, found, judge.task)
 
-    def _surgery(self) -> Difference | None:
+    def _surgery(self) -> Surgery | None:
         proofs = self._outcome.compressed.surgery
         if not proofs:
             return None
         worst = max(proofs, key=lambda s: s["max_abs_diff"] / s["tolerance"])
-        return Difference(max_abs_diff=worst["max_abs_diff"], tolerance=worst["tolerance"])
+        return Surgery(
+            max_abs_diff=worst["max_abs_diff"],
+            tolerance=worst["tolerance"],
+            num_overruled=sum(cut.get("num_overruled", 0) for cut in proofs),
+        )
 
     def _parity(self) -> Difference:
         """Of the final file; of an int8 one, which accuracy judges, the fp32 file it came from."""
-        deploy, after = self._config.deploy, self._after
-        if deploy.precision == "int8":
-            after = exporters.open_session(self._config.out / FP32_FILE, deploy.provider)
-        tolerance = exporters.FP16_TOLERANCE if deploy.precision == "fp16" else 1e-4
+        kind, after = precision_of(self._config, self._baseline), self._after
+        if kind == "int8":
+            provider = self._config.deploy.provider
+            after = exporters.open_session(self._config.out / FP32_FILE, provider)
+        tolerance = exporters.FP16_TOLERANCE if kind == "fp16" else 1e-4
         model = self._outcome.compressed.model
         return verify.parity(model, after, self._baseline.probes, tolerance)
 
@@ -161,4 +180,16 @@ class Measuring:
             provider=config.deploy.provider,
             inputs=inputs,
         )
-        return found | {"nodes_on_other_providers": self._after.nodes_elsewhere}
+        return found | {
+            "nodes_on_other_providers": self._after.nodes_elsewhere,
+            "model": config.model.path.name,
+            "input_size": list(self._baseline.loaded.input_size),
+            "data": _data_row(self._baseline.data),
+        }
+
+
+def _data_row(data: Data | None) -> dict[str, Any]:
+    if data is None:
+        return {"source": "none was given"}
+    counts = {"training_images": data.num_train, "validation_images": data.num_val}
+    return counts | {key: plain(value) for key, value in data.preprocessing.items()}

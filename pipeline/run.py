@@ -21,18 +21,23 @@ import exporters
 import gbn
 from gbn.prune_plan import GroupWidth
 from pipeline.baseline import Baseline, measure_baseline
-from pipeline.compress import Compressor
+from pipeline.compress import Compressed, Compressor
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data_free import MadeData
 from pipeline.exporting import export_request
 from pipeline.folded_norms import fold_norms, without_norms
+from pipeline.forecast import forecast
 from pipeline.goal import Goal, set_goal
+from pipeline.loggers import require_logger
 from pipeline.measuring import Measuring, Outcome
 from pipeline.precision import add_ort, convert
 from pipeline.recovery import prepare
 from pipeline.report import Measurements, Report, build_report, render_html
 from pipeline.rundir import RunDirectory, check_out
+from pipeline.sensitivity import is_affordable, sensitivity
+from pipeline.training import Trainer
+from pipeline.widths import layer_widths
 
 _PROOF_IMAGES = 2
 
@@ -43,13 +48,14 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
     Raises CompressError, GbnError and ExportError with one line for the user.
     """
     began = monotonic()
+    require_logger(config.logger)
     run = check_out(config.out, config.fingerprint(), config.resume, say=console.warn)
     seed_everything(config.recovery.seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
         baseline = measure_baseline(config, console, Path(scratch))
         goal = set_goal(config, baseline, console)
         if config.dry_run:
-            _say_groups(baseline, console)
+            _say_plan(config, baseline, goal, console)
             return None
         with run:
             run.create()
@@ -68,10 +74,14 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
             return _finish(config, baseline, outcome, run, console, stages)
 
 
-def _say_groups(baseline: Baseline, console: RunConsole) -> None:
+def _say_plan(config: RunConfig, baseline: Baseline, goal: Goal, console: RunConsole) -> None:
     for group in baseline.groups.groups:
         state = f"frozen: {group.reason}" if group.frozen else "prunable"
         console.say(f"{group.name}: {group.size} channels in {len(group.layers)} layers, {state}")
+    console.stage("plan")
+    for line in forecast(config, baseline, goal).lines():
+        console.say(line)
+    console.say(f"would write {config.out}; nothing was written")
 
 
 def _compress(
@@ -85,7 +95,25 @@ def _compress(
     )
     compressed = compressor.compress(config.recovery.epochs)
     plan = compressor.plan(compressed.alive)
-    return Outcome(compressed=compressed, plan=plan, made=recovery.made, goal=goal)
+    return Outcome(
+        compressed=compressed,
+        plan=plan,
+        made=recovery.made,
+        goal=goal,
+        history=compressor.history(compressed),
+        sensitivity=_sensitivity(config, baseline, compressed, recovery.trainer),
+    )
+
+
+def _sensitivity(
+    config: RunConfig, baseline: Baseline, compressed: Compressed, trainer: Trainer | None
+) -> dict[str, Any] | None:
+    if trainer is None or trainer.checkup is None:
+        return None
+    groups, alive, checkup = baseline.groups, compressed.alive, trainer.checkup
+    if not is_affordable(groups, alive, checkup, config.recovery.epochs * trainer.num_train):
+        return None
+    return sensitivity(baseline.loaded.module, groups, alive, checkup, trainer.check)
 
 
 def _finish(
@@ -115,6 +143,9 @@ def _finish(
             **measured,
             precision=precision,
             groups=[_group_row(g) for g in plan.groups],
+            layers=layer_widths(baseline.loaded.module, compressed.model),
+            history=outcome.history,
+            sensitivity=outcome.sensitivity,
             stages=stages,
         )
     )

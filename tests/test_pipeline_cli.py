@@ -119,7 +119,7 @@ def test_every_option_reaches_the_config(stub: Stub, model: str) -> None:
     )
     args += "--seed 7 --channel-multiple 8 --freeze a --freeze b --min-channels 2 --provider cuda "
     args += "--opset 21 --out o --resume --device cpu --dry-run -v --json --arch timm:x "
-    args += "--input-size 3,8,8 --trust-pickle --task t.py:make --recipe gbn-2019"
+    args += "--input-size 3,8,8 --trust-pickle --task t.py:make --recipe gbn-2019 --logger csv"
     assert _run(*args.split(), model).exit_code == 0
     (config,) = stub.configs
     assert config.target.params is not None
@@ -141,6 +141,7 @@ def test_every_option_reaches_the_config(stub: Stub, model: str) -> None:
     assert (config.dry_run, config.verbosity, config.json) == (True, 1, True)
     assert (config.model.arch, config.model.input_size) == ("timm:x", (3, 8, 8))
     assert config.model.trust_pickle
+    assert config.logger == "csv"
 
 
 def test_a_file_gives_options_and_the_command_line_wins(stub: Stub, model: str) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.report.measurements import CHECKS, BeforeAfter, Difference, Measurements
@@ -52,6 +52,15 @@ class Report:
     environment: dict[str, Any]
     verdict: dict[str, str]
     exit_code: int
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    history: dict[str, Any] | None = None
+    sensitivity: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Report":
+        """From what `to_json` wrote, once it is known to be whole; unknown keys are left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
 
     def to_json(self) -> str:
         """Strict JSON, ending in a line break; numbers that are not finite become null."""
@@ -85,6 +94,9 @@ def build_report(measured: Measurements) -> Report:
         latency=_latency_section(measured) if latency else None,
         precision=dict(measured.precision),
         groups=[dict(group) for group in measured.groups],
+        layers=[dict(layer) for layer in measured.layers],
+        history=dict(measured.history) if measured.history is not None else None,
+        sensitivity=dict(measured.sensitivity) if measured.sensitivity is not None else None,
         stages=[dict(stage) for stage in measured.stages],
         environment=dict(measured.environment),
         verdict=verdict,

@@ -76,6 +76,16 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Surgery(Difference):
+    """The worst of all cuts; `num_overruled`: choices by value that the smaller networks followed.
+
+    By rounding they would have made them otherwise.
+    """
+
+    num_overruled: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatencySummary:
     """Times of one model over `n` runs, in milliseconds."""
 
@@ -85,6 +95,8 @@ class LatencySummary:
     n: int
     cv: float = 0.0
     """Standard deviation over mean: the noise."""
+    quantiles_ms: tuple[float, ...] = ()
+    """At 0, 1, ... 100 per cent of the runs: the whole distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +136,7 @@ class Measurements:
     params: BeforeAfter | None
     size_bytes: BeforeAfter | None
     accuracy: Accuracy | None
-    surgery: Difference | None
+    surgery: Surgery | None
     """Gated-to-zero network against the physically smaller one."""
     parity: Difference | None
     """PyTorch against onnxruntime."""
@@ -158,6 +170,14 @@ class Measurements:
     """Op type -> how many nodes the MAC count leaves out."""
     groups: Sequence[Mapping[str, Any]] = ()
     """One {name, size_before, size_after, layers, frozen, reason} for each channel group."""
+    layers: Sequence[Mapping[str, Any]] = ()
+    """One {name, kind, before, after}, widths, for each convolution and linear layer."""
+    history: Mapping[str, Any] | None = None
+    """{metric, samples, higher_is_better, in_points, points: [{name, kind, flops_kept, value}]}:
+    check-ups in PyTorch after each phase, on a few held-out images."""
+    sensitivity: Mapping[str, Any] | None = None
+    """{metric, samples, in_points, higher_is_better, groups: [{name, kept, value}]}: the network
+    as given with one group's cut alone, nothing recovered."""
     stages: Sequence[Mapping[str, Any]] = ()
     """One {name, seconds, ...} for each stage."""
     precision: Mapping[str, Any] = field(default_factory=lambda: {"kind": "fp32"})
