@@ -88,7 +88,7 @@ def measure(name: str, folder: Path) -> None:
     if not store.is_file() and (out / "model.onnx").is_file():
         _compress(
             "bench", str(out / "stages" / "baseline.onnx"), str(out / "model.onnx"),
-            "--json", str(store),
+            "--max-seconds", "15", "--json", str(store),
         )  # fmt: skip
 
 
