@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_TABLES = ("_parameters", "_buffers", "_modules")
+
 
 def captured_tensors(model: nn.Module) -> dict[int, str]:
     """Which function holds each tensor, by the `id` of the tensor."""
-    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     found: dict[int, str] = {}
     for path, module in model.named_modules():
         for name, function in _functions(module):
@@ -26,19 +27,24 @@ def captured_tensors(model: nn.Module) -> dict[int, str]:
                     if isinstance(value, nn.Module)
                     else (value,)
                 )
-                found.update({id(t): where for t in tensors if id(t) in own})
-    return found
+                found.update({id(tensor): where for tensor in tensors})
+    if not found:
+        return found
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    return {key: where for key, where in found.items() if key in own}
 
 
 def _functions(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Functions among the attributes, in lists and dicts of them, hooks, and the forward."""
     for name, value in vars(module).items():
+        if name in _TABLES or isinstance(value, Tensor):
+            continue
         items = value.values() if isinstance(value, dict) else value
         for item in items if isinstance(value, dict | list | tuple) else (value,):
             if isinstance(item, FunctionType | functools.partial):
                 yield name, item
     forward = type(module).forward
-    if isinstance(forward, FunctionType):
+    if isinstance(forward, FunctionType) and (forward.__closure__ or forward.__defaults__):
         yield "forward", forward
 
 

@@ -226,14 +226,13 @@ def _tensor_dims(
     names: dict[int, list[str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     first: dict[str, int] = {}
-    everything = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    for name, tensor in everything:
-        names.setdefault(id(tensor), []).append(name)
-        shapes[name] = tuple(tensor.shape)
-        first.setdefault(name, id(tensor))
+    for path, module in model.named_modules(remove_duplicate=False):
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                name = f"{path}.{key}" if path else key
+                names.setdefault(id(tensor), []).append(name)
+                shapes[name] = tuple(tensor.shape)
+                first.setdefault(name, id(tensor))
     tensors: dict[str, dict[int, int]] = {}
     for block in facts.space.blocks:
         if block.tensor is None:
