@@ -40,7 +40,7 @@ class Products:
         if self.place[own] < 0:
             return None
         row = self.factors[self.place[own]]
-        return row[row != NONE].tolist()  # type: ignore[no-any-return]
+        return row[row != NONE].tolist()
 
     def define(self, own: Ints, factors: Ints) -> Bools:
         """Define classes (p,) as products (p, k) where they have no definition and are no factors.
