@@ -40,14 +40,18 @@ def mean_metric(
     total, samples = 0.0, 0
     for images, targets in batches:
         outputs = session.run_batch(images.detach().cpu().numpy())
-        total += _sum_of(judge(outputs, targets), len(images), name)
+        total += sum_of(judge(outputs, targets), len(images), name)
         samples += len(images)
     if samples == 0:
         raise ExportError(f"{name} cannot be measured: no samples were given")
     return Accuracy(metric=name, samples=samples, value=total / samples)
 
 
-def _sum_of(found: Any, num_samples: int, name: str) -> float:
+def sum_of(found: Any, num_samples: int, name: str) -> float:
+    """The sum over a batch of what its judge found: a number for all, or an array (N,).
+
+    Raises ExportError for values that are no metric.
+    """
     values = np.asarray(found)
     if values.dtype.kind not in "biuf" or values.shape not in ((), (num_samples,)):
         raise ExportError(

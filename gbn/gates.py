@@ -106,7 +106,7 @@ class Gates:
                         phi.grad = None
 
     def penalty(self) -> Tensor:
-        """Σ|φ|, the sparsity term of the Tock phase before its factor λ."""
+        """Σ|φ|, a scalar tensor: the sparsity term of the Tock phase before its factor λ."""
         return torch.stack([phi.abs().sum() for phi in self.phi.values()]).sum()
 
     def site_scores(self) -> dict[str, npt.NDArray[np.float64]]:
@@ -114,7 +114,11 @@ class Gates:
         return {name: total.cpu().numpy() for name, total in self.sums.items()}
 
     def scores(self, alive: Mask | None = None) -> Scores:
-        """Accumulated Θ of each atom, summed over its gates.
+        """What was accumulated for each atom, summed over its gates: (num_atoms,).
+
+        At power 1 in units of the loss: Θ(φ) = Σ over batches |∂L/∂φ·φ| (You et al. 2019, arXiv
+        1909.08174), the first-order change of the loss L when φ becomes 0. At power 2 in its
+        square. Raises ScoresNotFinite where a gradient was not finite.
 
         For a model that is already cut, `alive` (num_atoms,) tells which atoms of `groups` it
         still has; the others score zero.
@@ -129,7 +133,8 @@ class Gates:
         return atom_scores(self._groups, whole, "gate")
 
     def fold(self) -> None:
-        """Write the gated values into the parameters and take the gates off."""
+        """Write the gated values into the parameters and take the gates off; exact, since gates are
+        factors φ/φ₀ of what they gate."""
         # all values first: a tied weight has one gate and several holders
         values = [getattr(module, attribute).detach() for module, attribute in self._modules]
         for (module, attribute), value in zip(self._modules, values, strict=True):

@@ -163,7 +163,11 @@ def reference_outputs(
 
 
 def gate_to_zero(model: nn.Module, plan: PrunePlan) -> nn.Module:
-    """A copy of `model` with the gates of removed channels at zero."""
+    """A copy of `model` with the gates of removed channels at zero: what the cut must equal.
+
+    γ and β of a batch norm, or weight and bias of what has none, are 0 there; shapes are those of
+    `model`. Raises PlanMismatch for a plan of another model.
+    """
     gated = copy.deepcopy(model)
     with torch.no_grad():
         for tensor, gone in _removed(gated, plan):

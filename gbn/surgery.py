@@ -20,7 +20,12 @@ from gbn.prune_plan import PrunePlan, SizeChange
 
 
 def prune(model: nn.Module, plan: PrunePlan) -> nn.Module:
-    """A new, smaller module; the given one is untouched. Raises PlanMismatch."""
+    """A new, smaller module of the same classes; the given one is untouched.
+
+    Parameters and buffers lose the positions that the plan drops, and sizes kept beside them
+    (`out_channels`, `num_heads`, ...) follow. Raises PlanMismatch where `model` is not what the
+    plan was made for.
+    """
     return apply_plan(copy.deepcopy(model), plan)
 
 

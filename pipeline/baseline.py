@@ -1,8 +1,7 @@
-"""The model as given: loaded, exported, measured, traced, and the target it is held against.
+"""The model as given: loaded, exported, measured and traced.
 
-Enters: a checked `RunConfig`. Leaves: a `Baseline` and the `Goal` of the cut. Writes into a scratch
-folder only. Refused: unreadable input, a model at chance level, a target that no cut can reach, a
-provider that does not run the model.
+Enters: a checked `RunConfig`. Leaves: a `Baseline`. Writes into a scratch folder only. Refused:
+unreadable input, a model at chance level, a provider that does not run the model.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ import exporters
 import gbn
 from exporters.session import Session
 from pipeline import verify
-from pipeline.compress import Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data, DataRequest, load_data
@@ -24,7 +22,6 @@ from pipeline.exporting import counted_shapes, export_baseline, exported_opset
 from pipeline.folded_norms import can_insert, insert_norms
 from pipeline.importers import LoadedModel, load_model
 from pipeline.importers.source import model_source
-from pipeline.recipes import RECIPES
 from pipeline.tasks import Judge, load_task
 
 _NORM_BATCHES = 16
@@ -41,6 +38,7 @@ class Baseline:
     judge: Judge
     accuracy: exporters.Accuracy | None
     onnx: Path
+    in_half: bool
     session: Session
     probes: verify.Probes
     device: torch.device
@@ -68,6 +66,10 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     path = scratch / "baseline.onnx"
     loaded = export_baseline(config, loaded, path, console)
     cost = exporters.count_macs(path, counted_shapes(loaded))
+    in_half = loaded.interface is not None and loaded.interface.in_half
+    if in_half:
+        exporters.to_fp16(path, path)
+        cost = replace(cost, size_bytes=exporters.onnx_size_bytes(path))
     session = exporters.open_session(path, config.deploy.provider)
     _require_samples(session, loaded, config.model.path)
     groups = _traced(config, loaded)
@@ -89,6 +91,7 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
         cost=cost,
         accuracy=found,
         onnx=path,
+        in_half=in_half,
         session=session,
         probes=verify.Probes.make(loaded, data, config.recovery.seed),
         device=device,
@@ -216,45 +219,11 @@ def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> D
         )
     console.say(
         f"data: {data.num_train} training and {data.num_val} validation images; "
-        + ", ".join(f"{key} {_plain(value)}" for key, value in data.preprocessing.items())
+        + ", ".join(f"{key} {plain(value)}" for key, value in data.preprocessing.items())
     )
     return data
 
 
-def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal:
-    """Targets in the tracer's units; says them, and refuses what no cut can reach."""
-    target, groups, cost = config.target, baseline.groups, baseline.cost
-    recipe = RECIPES[config.recovery.recipe]
-    settings = gbn.PlanSettings(
-        multiple=config.constraints.channel_multiple,
-        min_channels=config.constraints.min_channels,
-        rank=recipe.rank,
-    )
-    everything = np.ones(groups.num_atoms, dtype=np.bool_)
-    asked: dict[str, int | None] = {"flops": None, "params": None}
-    for name, wanted, exported, model, unit in (
-        ("flops", target.flops, cost.num_macs, gbn.CostModel.macs(groups), "FLOPs"),
-        ("params", target.params, cost.num_params, gbn.CostModel.params(groups), "params"),
-    ):
-        if wanted is None:
-            continue
-        console.say(f"target: {wanted.describe(exported, unit)}")
-        # The exported graph has its norms folded; shares carry over to the tracer's count.
-        whole = model.total(everything)
-        asked[name] = int(min(wanted.absolute(exported) / exported, 1.0) * whole + 1e-6)
-        least = gbn.smallest(groups, model, settings)
-        if least > (asked[name] or 0):
-            raise UsageError(
-                f"the target of {wanted.fraction(exported):.1%} of the {unit} cannot be reached: "
-                f"the smallest reachable is {least / whole:.1%}; frozen groups keep all "
-                f"({sum(g.frozen for g in groups.groups)} of {len(groups.groups)} are frozen)"
-            )
-    console.detail(
-        "FLOPs are multiply-accumulates of convolutions, linear layers and matrix products on the "
-        f"exported graph at batch 1; not counted: {dict(cost.uncounted)}"
-    )
-    return Goal(flops=asked["flops"], params=asked["params"], settings=settings, recipe=recipe)
-
-
-def _plain(value: object) -> str:
+def plain(value: object) -> str:
+    """A value of the preprocessing as text: lists as on the command line."""
     return ",".join(str(v) for v in value) if isinstance(value, list | tuple) else str(value)

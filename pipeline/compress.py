@@ -7,7 +7,8 @@ network computes.
 
 import copy
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
@@ -21,32 +22,12 @@ from gbn.groups import Mask
 from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.errors import UsageError
-from pipeline.recipes import RECIPES, Recipe
+from pipeline.goal import Goal, phases_of
 from pipeline.rundir import RunDirectory
 from pipeline.training import Progress, Trainer
 
 _STAGE = "compress"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """What the cut must reach: MACs and parameters as the tracer counts them; None: not asked.
-
-    recipe: the way there.
-    """
-
-    flops: int | None
-    params: int | None
-    settings: gbn.PlanSettings
-    recipe: Recipe = RECIPES["default"]
-
-    def holds_uncut(self, groups: gbn.ChannelGroups) -> bool:
-        """Whether the whole network is within it already."""
-        everything = np.ones(groups.num_atoms, dtype=np.bool_)
-        asked = ((self.flops, gbn.CostModel.macs), (self.params, gbn.CostModel.params))
-        return all(
-            limit is None or limit >= cost(groups).total(everything) for limit, cost in asked
-        )
+_LATENCY_STAGE = "latency"
 
 
 @dataclass(kw_only=True)
@@ -60,6 +41,7 @@ class Compressed:
     position: int = 0  # batches of the stream used so far
     step: int = 0  # within the phase that is under way
     optimizer: dict[str, Any] | None = None
+    given: float | None = None  # what the check-up finds on the network as given
     surgery: list[dict[str, Any]] = field(default_factory=list)
     curve: list[dict[str, Any]] = field(default_factory=list)
 
@@ -91,23 +73,25 @@ class Compressor:
         self._whole = (self._macs.total(everything), self._params.total(everything))
 
     def phases(self, epochs: int) -> tuple[Phase, ...]:
-        """The schedule; without data there is nothing to recover with, and one cut is all."""
-        shares = [
-            asked / whole
-            for asked, whole in zip((self._goal.flops, self._goal.params), self._whole, strict=True)
-            if asked is not None
-        ]
-        if self._trainer is None:
-            return (Phase(kind="tick", batches=0),) if min(shares) < 1 else ()
-        return self._goal.recipe.schedule(
-            budget=epochs * self._trainer.stream.per_epoch, target=min(shares)
-        )
+        """The schedule of this run."""
+        shares = self._goal.cost_shares(self._groups)
+        if self._goal.latency is not None:
+            shares.append(self._first_share(self._goal.latency.own_share))
+        per_epoch = None if self._trainer is None else self._trainer.stream.per_epoch
+        return phases_of(self._goal.recipe, min(shares), epochs=epochs, per_epoch=per_epoch)
+
+    def _first_share(self, share: float) -> float:
+        """The share that the run began with: times are measured anew when it is resumed."""
+        if not self._run.is_done(_LATENCY_STAGE):
+            self._run.save_stage(_LATENCY_STAGE, {"share": share})
+        return float(self._run.load_stage(_LATENCY_STAGE)["share"])
 
     def compress(self, epochs: int) -> Compressed:
         """Run all phases that are not done yet. Raises ProofFailed, UnreachableTarget."""
         self._phases = self.phases(epochs)
         now = self._restored()
         now.device = "cpu" if self._trainer is None else self._trainer.device
+        now.given = self._check(copy.deepcopy(self._original))
         phases = self._phases
         for number, phase in enumerate(phases):
             if number < now.done:
@@ -120,13 +104,14 @@ class Compressor:
                 self._recover(now, phase, label)
             now.done, now.step, now.optimizer = number + 1, 0, None
             now.position += phase.batches
-            now.curve.append(
-                {
-                    "name": label,
-                    "seconds": round(monotonic() - began, 2),
-                    "flops_kept": self._macs.total(now.alive) / self._whole[0],
-                }
-            )
+            point: dict[str, Any] = {
+                "name": label,
+                "seconds": round(monotonic() - began, 2),
+                "flops_kept": self._macs.total(now.alive) / self._whole[0],
+            }
+            found = self._check(now.model)
+            now.curve.append(point if found is None else point | {"check": found})
+            self._log(now.position, point["flops_kept"], found)
             self._save(now)
         return now
 
@@ -134,24 +119,47 @@ class Compressor:
         """The plan, for the original network, that keeps these atoms."""
         return gbn.PrunePlan.of(self._groups, alive)
 
+    def _check(self, model: nn.Module) -> float | None:
+        return None if self._trainer is None else self._trainer.check(model)
+
+    def _log(self, position: int, flops_kept: float, found: float | None) -> None:
+        if self._trainer is None:
+            return
+        checkup, values = self._trainer.checkup, {"flops_kept": flops_kept}
+        if checkup is not None and found is not None:
+            values[checkup.metric] = found
+        self._trainer.log(values, position, save=True)
+
+    def history(self, now: Compressed) -> dict[str, Any] | None:
+        """For the report: what check-ups found after each phase; None without check-ups."""
+        checkup = None if self._trainer is None else self._trainer.checkup
+        if checkup is None or now.given is None:
+            return None
+        given = {"name": "as given", "kind": "given", "flops_kept": 1.0, "value": now.given}
+        return {
+            "metric": checkup.metric,
+            "samples": checkup.samples,
+            "higher_is_better": checkup.higher_is_better,
+            "in_points": checkup.in_points,
+            "points": [given]
+            + [
+                {
+                    "name": point["name"],
+                    "kind": point["name"].partition(" ")[0],
+                    "flops_kept": point["flops_kept"],
+                    "value": point["check"],
+                }
+                for point in now.curve
+            ],
+        }
+
     def _tick(self, now: Compressed, phase: Phase, label: str) -> None:
         if self._trainer is None:
             scores = gbn.magnitude_scores(now.model, self._groups)
         else:
             scores = self._trainer.score(now.model, self._groups, now.alive, phase, now.position)
             now.model.cpu()
-        flops, params = (
-            None if asked is None else asked + round(phase.keep * max(whole - asked, 0))
-            for asked, whole in zip((self._goal.flops, self._goal.params), self._whole, strict=True)
-        )
-        alive = gbn.choose(
-            self._groups,
-            scores,
-            flops=flops,
-            params=params,
-            settings=self._goal.settings,
-            alive=now.alive,
-        )
+        alive = self._chosen(scores, phase.keep, now.alive)
         if (alive == now.alive).all():
             self._console.say(f"{label}: the last cut went far enough already")
             return
@@ -186,6 +194,31 @@ class Compressor:
         self._console.say(
             f"{label}: {kept:.1%} of the MACs kept, gated = removed within {proof.max_abs_diff:.0e}"
         )
+
+    def _chosen(self, scores: gbn.Scores, keep: float, alive: Mask) -> Mask:
+        """What stays of `alive` at a tick to `keep` (1: the original cost, 0: the target)."""
+        asked = (
+            (self._macs, self._goal.flops, self._whole[0], "MACs"),
+            (self._params, self._goal.params, self._whole[1], "parameters"),
+        )
+        counted = [
+            gbn.Limit(cost=cost, at_most=limit + round(keep * max(whole - limit, 0)), unit=unit)
+            for cost, limit, whole, unit in asked
+            if limit is not None
+        ]
+
+        def pick(timed: Sequence[gbn.Limit]) -> Mask:
+            # where time is asked for, it is also what the other limits are paid in
+            paid = [replace(limit, spent_for=time.cost) for time in timed for limit in counted]
+            return gbn.choose_within(
+                self._groups,
+                scores,
+                [*timed, *(paid or counted)],
+                settings=self._goal.settings,
+                alive=alive,
+            )
+
+        return pick([]) if self._goal.latency is None else self._goal.latency.choose(pick, keep)
 
     def _repair(
         self, now: Compressed, small: nn.Module, step: gbn.PrunePlan, plan: gbn.PrunePlan

@@ -112,5 +112,9 @@ class Data(Protocol):
     def val_loader(self, batch_size: int | None = None) -> Loader:
         """All validation images in their own order."""
 
+    def val_sample(self, count: int) -> Loader:
+        """At most `count` validation images, the same each time, spread over all where they can be
+        had by index."""
+
     def calibration_batches(self, n: int) -> Loader:
         """At most `n` batches of training images without augmentation, in one fixed order."""

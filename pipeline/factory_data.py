@@ -120,6 +120,10 @@ class FactoryData:
         _check_batch_size(self.val, batch_size)
         return FactoryLoader(loader=self.val, seed=self.request.seed)
 
+    def val_sample(self, count: int) -> FactoryLoader:
+        """See `Data`; the first images, since loaders can only be had in their own order."""
+        return FactoryLoader(loader=self.val, seed=self.request.seed, subset=count)
+
     def calibration_batches(self, n: int) -> FactoryLoader:
         """See `Data`; the loader's own augmentation cannot be taken off."""
         return FactoryLoader(loader=self.train, seed=self.request.seed, max_batches=n)

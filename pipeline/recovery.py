@@ -4,16 +4,20 @@ Enters: the measured baseline. Leaves: a `Trainer` on that data with its objecti
 nothing can be learnt, with the reason said aloud.
 """
 
+import copy
 from dataclasses import dataclass
 
 from lightning_fabric import Fabric
 
+from pipeline import checkup
 from pipeline.baseline import Baseline
-from pipeline.compress import Goal
+from pipeline.checkup import Checkup
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
+from pipeline.goal import Goal
+from pipeline.loggers import make_loggers
 from pipeline.objectives import SCORE_BATCH, Objective
 from pipeline.recipes import Recipe
 from pipeline.rundir import RunDirectory
@@ -22,6 +26,7 @@ from pipeline.tasks import TaskObjective
 from pipeline.training import Trainer, TrainingSettings
 
 MADE_PEAK_LR = 0.02  # on images that are few
+_PHASES = 40  # of a long schedule: twenty ticks, as many tocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class _Lesson:
     objective: Objective
     peak_lr: float
     recipe: Recipe
+    checkup: Checkup
 
 
 def prepare(
@@ -54,7 +60,9 @@ def prepare(
             distill=config.recovery.distill and recipe.distill,
             score_batch=None if recipe.score_power == 1 else SCORE_BATCH,
         )
-        lesson = _Lesson(baseline.data, objective, recipe.peak_lr, recipe)
+        images = checkup.num_images(config.recovery.epochs * baseline.data.num_train, _PHASES)
+        check = checkup.on_data(baseline.data, baseline.judge, images)
+        lesson = _Lesson(baseline.data, objective, recipe.peak_lr, recipe, check)
         trainer = _trainer(config, baseline, lesson, console)
         return Recovery(trainer=trainer, made=None)
     if goal.holds_uncut(baseline.groups):
@@ -67,7 +75,9 @@ def prepare(
             "size of its weights, and nothing is recovered; --data would give more"
         )
         return Recovery(trainer=None, made=made)
-    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR, goal.recipe)
+    original = copy.deepcopy(baseline.loaded.module)
+    check = checkup.against_original(made.compared_on, original, made.classes)
+    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR, goal.recipe, check)
     trainer = _trainer(config, baseline, lesson, console)
     return Recovery(trainer=trainer, made=made)
 
@@ -94,6 +104,7 @@ def _trainer(
         accelerator=device.type,
         devices=1 if device.index is None else [device.index],
         precision="bf16-mixed" if device.type == "cuda" else "32-true",
+        loggers=make_loggers(config.logger, config.out),
     )
     settings = TrainingSettings(
         peak_lr=config.recovery.lr or lesson.peak_lr,
@@ -101,5 +112,6 @@ def _trainer(
         decay_all=lesson.recipe.decay_all,
         score_power=lesson.recipe.score_power,
         seed=config.recovery.seed,
+        checkup=lesson.checkup,
     )
     return Trainer(fabric, lesson.data, baseline.loaded.module, settings, console)

@@ -133,6 +133,11 @@ class StoredData:
         order = torch.arange(self.num_val)
         return self._loader(self.val, order, batch_size, drop_last=False, rng_seed=None)
 
+    def val_sample(self, count: int) -> SplitLoader:
+        """See `Data`; folders hold one class after another, so the sample is spread over all."""
+        order = torch.linspace(0, self.num_val - 1, min(count, self.num_val)).round().long()
+        return self._loader(self.val, order, None, drop_last=False, rng_seed=None)
+
     def calibration_batches(self, n: int) -> SplitLoader:
         """See `Data`."""
         order = _shuffled(self.num_train, epoch_seeds(self.request.seed, 0)[0])

@@ -22,6 +22,7 @@ import gbn
 from gbn.groups import Mask
 from gbn.norms import tracked_norms
 from gbn.ticktock import Phase
+from pipeline.checkup import Checkup
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import CompressError
@@ -42,7 +43,7 @@ class TrainingSettings:
     """`peak_lr` of SGD; `objective`: what the network is scored by and trained for.
 
     decay_all: weight decay for biases and norms too, which it only shrinks. score_power: see
-    `gbn.Gates.accumulate`.
+    `gbn.Gates.accumulate`. checkup: what the network is measured by between phases, if anything.
     """
 
     peak_lr: float
@@ -50,6 +51,7 @@ class TrainingSettings:
     decay_all: bool = False
     score_power: int = 2
     seed: int = 0
+    checkup: Checkup | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,32 @@ class Trainer:
     def device(self) -> str:
         """Where scoring and training happen, such as cpu or cuda:0."""
         return str(self._fabric.device)
+
+    @property
+    def num_train(self) -> int:
+        """Images in a pass over the training set."""
+        return self._data.num_train
+
+    @property
+    def checkup(self) -> Checkup | None:
+        """What `check` measures."""
+        return self._settings.checkup
+
+    def check(self, model: nn.Module) -> float | None:
+        """What the check-up finds; None without one. The model is left as it was, on the CPU."""
+        checkup = self._settings.checkup
+        if checkup is None:
+            return None
+        with torch.no_grad():
+            found = checkup.measure(self._fabric.to_device(model).eval())
+        model.cpu()
+        return found
+
+    def log(self, values: dict[str, float], batch: int, *, save: bool = False) -> None:
+        """To the loggers, if there are any, at this batch of the stream; `save` writes it out."""
+        self._fabric.log_dict(values, batch)
+        for logger in self._fabric.loggers if save else ():
+            logger.save()
 
     def score(
         self, model: nn.Module, groups: gbn.ChannelGroups, alive: Mask, phase: Phase, start: int
@@ -166,7 +194,9 @@ class Trainer:
                 end = min(step - step % per_epoch + per_epoch, phase.batches)
                 with contextlib.ExitStack() as gated:
                     gates = gated.enter_context(gbn.Gates(model, groups)) if phase.penalty else None
-                    one_pass = _Pass(phase=phase, gates=gates, label=label, first=step, state=state)
+                    one_pass = _Pass(
+                        phase=phase, gates=gates, label=label, start=start, first=step, state=state
+                    )
                     for _ in self._steps(model, one_pass, itertools.islice(batches, end - step)):
                         advance(1)
                 step, state = end, one_pass.state
@@ -190,7 +220,8 @@ class Trainer:
                 loss = self._loss(self._settings.objective.learn, wrapped, images, targets)
                 if work.gates is not None:
                     loss = loss + work.phase.penalty * work.gates.penalty()
-                if not math.isfinite(float(loss.detach())):
+                value = float(loss.detach())
+                if not math.isfinite(value):
                     raise CompressError(
                         f"the loss is not finite in {work.label}, step {step}: lower --lr "
                         f"(now {self._settings.peak_lr:g})"
@@ -199,6 +230,7 @@ class Trainer:
                 nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
+                self.log({"loss": value, "lr": group["lr"]}, work.start + step)
                 yield
         work.state = optimizer.state_dict()
 
@@ -280,12 +312,14 @@ class Trainer:
 class _Pass:
     """A part of a phase, between two saves: gates, if any, are on during one pass alone.
 
+    start: batch of the stream at which the phase begins; first: its step at which the pass does.
     state: of the optimizer, before and then after it.
     """
 
     phase: Phase
     gates: gbn.Gates | None
     label: str
+    start: int
     first: int
     state: dict[str, Any] | None
 

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import exporters
+from exporters.intervals import Floats
 from exporters.session import Session
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
@@ -154,8 +156,8 @@ def latency(before: Path, after: Path, provider: str, probe: Tensor, seed: int) 
         provider=found.measured.provider,
         batch=found.measured.batch,
         threads=LATENCY_THREADS,
-        before=_summary(found.before),
-        after=_summary(found.after),
+        before=_summary(found.before, found.measured.samples_ms[:, 0]),
+        after=_summary(found.after, found.measured.samples_ms[:, 1]),
         speedup_median=found.speedup_median,
         speedup_ci95=found.speedup_ci95,
         undisturbed_share=found.measured.undisturbed_share,
@@ -163,7 +165,13 @@ def latency(before: Path, after: Path, provider: str, probe: Tensor, seed: int) 
     )
 
 
-def _summary(stats: exporters.LatencyStats) -> LatencySummary:
+def _summary(stats: exporters.LatencyStats, samples_ms: Floats) -> LatencySummary:
+    quantiles = np.percentile(samples_ms, np.arange(101))
     return LatencySummary(
-        p50_ms=stats.p50_ms, p90_ms=stats.p90_ms, p99_ms=stats.p99_ms, n=stats.n, cv=stats.cv
+        p50_ms=stats.p50_ms,
+        p90_ms=stats.p90_ms,
+        p99_ms=stats.p99_ms,
+        n=stats.n,
+        cv=stats.cv,
+        quantiles_ms=tuple(float(f"{value:.5g}") for value in quantiles),
     )

@@ -119,7 +119,7 @@ def test_every_option_reaches_the_config(stub: Stub, model: str) -> None:
     )
     args += "--seed 7 --channel-multiple 8 --freeze a --freeze b --min-channels 2 --provider cuda "
     args += "--opset 21 --out o --resume --device cpu --dry-run -v --json --arch timm:x "
-    args += "--input-size 3,8,8 --trust-pickle --task t.py:make --recipe gbn-2019"
+    args += "--input-size 3,8,8 --trust-pickle --task t.py:make --recipe gbn-2019 --logger csv"
     assert _run(*args.split(), model).exit_code == 0
     (config,) = stub.configs
     assert config.target.params is not None
@@ -141,6 +141,7 @@ def test_every_option_reaches_the_config(stub: Stub, model: str) -> None:
     assert (config.dry_run, config.verbosity, config.json) == (True, 1, True)
     assert (config.model.arch, config.model.input_size) == ("timm:x", (3, 8, 8))
     assert config.model.trust_pickle
+    assert config.logger == "csv"
 
 
 def test_a_file_gives_options_and_the_command_line_wins(stub: Stub, model: str) -> None:
@@ -167,7 +168,7 @@ def test_an_error_in_the_file_is_one_line(stub: Stub, model: str) -> None:
 
 
 def test_the_file_knows_the_same_options_as_the_command_line() -> None:
-    names = {param.name for param in prune.params} - {"config", None}
+    names = {param.name for param in prune.params} - {"config", "help_all", None}
     assert names == set(OPTION_KINDS)
 
 
@@ -326,21 +327,29 @@ def test_a_terminal_gets_a_bar_with_rate_and_remaining_time(
         assert part in shown
 
 
-@pytest.mark.parametrize("args", [("--help",), ("prune", "--help"), ()])
-def test_help_leads_with_an_example_and_lists_every_option(args: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "args", [("--help",), ("prune", "--help"), (), ("--help-all",), ("prune", "--help-all")]
+)
+def test_help_leads_with_an_example_and_lists_options_in_sections(args: tuple[str, ...]) -> None:
     result = _run(*args)
     assert result.exit_code == 0
     assert result.stdout.index("compress --target-flops 0.6 model.pt") < result.stdout.index(
         "--out"
     )
-    for param in prune.params:
-        if isinstance(param, click.Option):
-            assert param.opts[-1] in result.stdout
-            assert param.help
     found = re.findall(r"^([A-Z]\w+)$", result.stdout, re.MULTILINE)
     sections = ["Model", "Target", "Data", "Recovery", "Constraints", "Deployment", "Run"]
     assert found == sections
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def test_help_fits_one_screen_and_help_all_has_every_option() -> None:
+    short, whole = _run("--help").stdout, _run("--help-all").stdout
+    assert len(short.splitlines()) <= 45
+    for param in prune.params:
+        if isinstance(param, click.Option):
+            assert param.opts[-1] in whole
+            assert param.help
+    assert "--help-all" in short and "--recipe" not in short
 
 
 @pytest.mark.parametrize("args", [("--help",), ("--version",), ("prune", "--help")])

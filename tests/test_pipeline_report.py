@@ -90,11 +90,14 @@ def _text(measured: Measurements, width: int = 80) -> str:
 def test_the_json_has_the_documented_keys() -> None:
     content = json.loads(build_report(_measured()).to_json())
     others = {"precision", "groups", "stages", "exit_code", "fidelity", "data_free"}
+    others |= {"layers", "history", "sensitivity"}
     assert set(content) == set(KEYS) | others
     for section, keys in KEYS.items():
         assert keys <= set(content[section]), section
     for when in ("before", "after"):
-        assert {"p50_ms", "p90_ms", "p99_ms", "n", "cv"} == set(content["latency"][when])
+        assert {"p50_ms", "p90_ms", "p99_ms", "n", "cv", "quantiles_ms"} == set(
+            content["latency"][when]
+        )
     assert content["latency"]["speedup"] == {"median": 1.33, "ci95": [1.30, 1.37]}
     assert content["flops"]["kept"] == pytest.approx(0.6)
     assert content["target"]["flops_kept"] == pytest.approx(0.6)
@@ -242,11 +245,17 @@ class _Tags(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.seen: set[str] = set()
+        self.ids: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.seen.add(tag)
-        assert not {"src", "href"} & {name for name, _ in attrs}
-        if tag not in ("meta", "br"):
+        values = dict(attrs)
+        assert "src" not in values
+        assert all((values.get(name) or "#").startswith("#") for name in ("href", "xlink:href"))
+        if "id" in values:
+            assert values["id"] not in self.ids
+            self.ids.add(values["id"] or "")
+        if tag not in ("meta", "br", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -258,7 +267,7 @@ def test_the_page_is_well_formed_self_contained_and_escaped() -> None:
     tags = _Tags()
     tags.feed(page)
     assert tags.open == []
-    assert "script" not in tags.seen
+    assert page.count("<script>") == 1
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "a &amp; b.pt" in page
     assert "prefers-color-scheme: dark" in page
@@ -266,7 +275,10 @@ def test_the_page_is_well_formed_self_contained_and_escaped() -> None:
 
 def test_the_page_leads_with_the_verdict() -> None:
     page = render_html(build_report(_measured(**TOO_MANY)))
-    at = [page.index(part) for part in ("missed: flops (exit code 10)</p>", ">Before and after<")]
+    at = [
+        page.index(part)
+        for part in ("Failed: FLOPs missed. Exit code 10.</p>", ">Before and after<")
+    ]
     assert at == sorted(at)
 
 
@@ -283,7 +295,7 @@ def test_the_page_renders_without_optional_measurements() -> None:
         max_accuracy_drop=None,
     )
     page = render_html(build_report(bare))
-    assert "skipped: no --data" in page
+    assert "Not judged: no --data." in page
     assert "None were recorded." in page
 
 

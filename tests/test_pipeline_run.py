@@ -302,3 +302,38 @@ def test_run_killed_in_every_stage_resumes_to_a_valid_result(
     for same in ("plan.json", "weights.safetensors"):  # as if it had never been killed
         assert (out / same).read_bytes() == (done[0] / same).read_bytes()
     assert not [path for path in out.rglob("*") if path.name.startswith(".tmp")]
+
+
+def test_the_report_tells_the_way_from_the_given_network_to_the_last_phase(
+    done: tuple[Path, Result],
+) -> None:
+    report = json.loads((done[0] / "report.json").read_text())
+    history = report["history"]
+    assert (history["metric"], history["in_points"]) == ("top1", True)
+    first, *others = history["points"]
+    assert (first["kind"], first["flops_kept"]) == ("given", 1.0)
+    phases = [s["name"] for s in report["stages"] if s["name"].split()[0] in ("tick", "tock")]
+    assert [p["name"] for p in others if p["kind"] != "finetune"] == phases
+    kept = [point["flops_kept"] for point in history["points"]]
+    assert kept == sorted(kept, reverse=True)
+    assert first["value"] > 0.9
+    assert others[-1]["value"] > 0.9
+    assert history["samples"] == 128
+
+
+def test_the_report_tells_each_layers_width_and_the_whole_distribution_of_times(
+    done: tuple[Path, Result],
+) -> None:
+    report = json.loads((done[0] / "report.json").read_text())
+    widths = {row["name"]: (row["before"], row["after"]) for row in report["layers"]}
+    assert {name: before for name, (before, _) in widths.items()} == {
+        "stem": 16, "inner": 24, "outer": 16, "head": 4,
+    }  # fmt: skip
+    assert widths["stem"][1] == widths["outer"][1]
+    assert widths["inner"][1] < 24
+    assert widths["head"][1] == 4
+    for when in ("before", "after"):
+        times = report["latency"][when]
+        assert len(times["quantiles_ms"]) == 101
+        assert times["quantiles_ms"] == sorted(times["quantiles_ms"])
+        assert times["quantiles_ms"][50] == pytest.approx(times["p50_ms"], rel=1e-4)

@@ -38,7 +38,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def documented_command() -> list[str]:
-    pattern = re.compile(r"^    compress (--target.*?shapes\.pt)$", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(r"^compress (--target.*?shapes\.pt)$", re.MULTILINE | re.DOTALL)
     command = pattern.search(DOCUMENT.read_text())
     assert command is not None
     return shlex.split(command.group(1).replace("\\\n", " "))

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.report.measurements import CHECKS, BeforeAfter, Difference, Measurements
@@ -52,6 +52,15 @@ class Report:
     environment: dict[str, Any]
     verdict: dict[str, str]
     exit_code: int
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    history: dict[str, Any] | None = None
+    sensitivity: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Report":
+        """From what `to_json` wrote, once it is known to be whole; unknown keys are left out."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
 
     def to_json(self) -> str:
         """Strict JSON, ending in a line break; numbers that are not finite become null."""
@@ -85,6 +94,9 @@ def build_report(measured: Measurements) -> Report:
         latency=_latency_section(measured) if latency else None,
         precision=dict(measured.precision),
         groups=[dict(group) for group in measured.groups],
+        layers=[dict(layer) for layer in measured.layers],
+        history=dict(measured.history) if measured.history is not None else None,
+        sensitivity=dict(measured.sensitivity) if measured.sensitivity is not None else None,
         stages=[dict(stage) for stage in measured.stages],
         environment=dict(measured.environment),
         verdict=verdict,
@@ -97,7 +109,9 @@ def _required(measured: Measurements) -> set[str]:
         "flops": measured.target_flops,
         "params": measured.target_params,
         "accuracy": measured.max_accuracy_drop,
-        "latency": measured.min_speedup,
+        "latency": measured.min_speedup
+        or measured.target_latency_ms
+        or measured.target_latency_kept,
     }
     # where nothing had to go, there is no surgery to prove
     cut = measured.flops is None or measured.flops.after < measured.flops.before
@@ -146,9 +160,19 @@ def _accuracy_holds(measured: Measurements) -> bool | None:
 
 
 def _latency_holds(measured: Measurements) -> bool | None:
-    if measured.latency is None or measured.min_speedup is None:
+    found = measured.latency
+    if found is None:
         return None
-    return measured.latency.speedup_ci95[0] >= measured.min_speedup
+    allowed = 1 + measured.latency_tolerance
+    limit_ms, kept = measured.target_latency_ms, measured.target_latency_kept
+    checks = []
+    if measured.min_speedup is not None:
+        checks.append(found.speedup_ci95[0] >= measured.min_speedup)
+    if limit_ms is not None:
+        checks.append(found.after.p50_ms <= limit_ms * allowed)
+    if kept is not None:
+        checks.append(found.speedup_median * kept * allowed >= 1)
+    return all(checks) if checks else None
 
 
 def _provider_holds(measured: Measurements) -> bool | None:
@@ -184,7 +208,9 @@ def _target_section(measured: Measurements) -> dict[str, Any]:
         "params": measured.target_params,
         "max_accuracy_drop_points": measured.max_accuracy_drop if in_points else None,
         "max_metric_drop": None if in_points else measured.max_accuracy_drop,
-        "latency_ms": None,
+        "latency_ms": measured.target_latency_ms,
+        "latency_kept": measured.target_latency_kept,
+        "latency_tolerance": measured.latency_tolerance,
         "min_speedup": measured.min_speedup,
     }
 
@@ -193,7 +219,11 @@ def _latency_section(measured: Measurements) -> dict[str, Any]:
     assert measured.latency is not None
     section = dataclasses.asdict(measured.latency)
     median, interval = section.pop("speedup_median"), section.pop("speedup_ci95")
-    return section | {"speedup": {"median": median, "ci95": list(interval)}}
+    return section | {
+        "speedup": {"median": median, "ci95": list(interval)},
+        "layers": dict(measured.latency_layers),
+        "plan": None if measured.latency_plan is None else dict(measured.latency_plan),
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -49,7 +49,7 @@ def environment(
         "provider": provider,
         "seed": seed,
         "hashes": {role: _hash(path) for role, path in inputs.items()},
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["compress", *sys.argv[1:]]),
     }
 
 

@@ -51,7 +51,7 @@ def rows(report: Report) -> list[tuple[str, str, str, str]]:
         table.append(_accuracy_row(report.accuracy))
     if report.fidelity is not None:
         table.append(_fidelity_row(report.fidelity))
-    if report.precision["kind"] != "fp32":
+    if {report.precision["kind"], report.precision.get("before", "fp32")} != {"fp32"}:
         table.append(_precision_row(report.precision))
     if report.latency is not None:
         table.extend(_latency_rows(report.latency))
@@ -63,14 +63,14 @@ def _precision_row(precision: dict[str, Any]) -> tuple[str, str, str, str]:
     note = (
         f"{kept} of {precision['num_layers']} layers in float" if "num_layers" in precision else ""
     )
-    return ("Precision", "fp32", precision["kind"], note)
+    return ("Precision", precision.get("before", "fp32"), precision["kind"], note)
 
 
 def _accuracy_row(accuracy: dict[str, Any]) -> tuple[str, str, str, str]:
     before, after = accuracy["before"], accuracy["after"]
     what = f"{accuracy['metric']} (n={accuracy['samples']})"
-    if not accuracy["in_points"]:
-        better = "higher" if accuracy["higher_is_better"] else "lower"
+    if not accuracy.get("in_points", True):
+        better = "higher" if accuracy.get("higher_is_better", True) else "lower"
         change = f"{after - before:+.3g} ({better} is better)"
         return what, f"{before:.4g}", f"{after:.4g}", change
     return (
@@ -119,6 +119,13 @@ def _latency_rows(latency: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     ]
 
 
+def timed_on(latency: dict[str, Any]) -> str:
+    """ "cpu, batch 1, 1 thread"."""
+    threads = latency.get("threads", 1)
+    plural = "" if threads == 1 else "s"
+    return f"{latency['provider']}, batch {latency['batch']}, {threads} thread{plural}"
+
+
 def speedup(latency: dict[str, Any]) -> str:
     """ "1.35x [1.30, 1.41]", and in words where that is no speed-up."""
     low, high = latency["speedup"]["ci95"]
@@ -131,13 +138,17 @@ def speedup(latency: dict[str, Any]) -> str:
 def proofs(report: Report) -> list[tuple[str, str]]:
     """(what, difference and tolerance) of surgery and parity, where they were measured."""
     return [
-        (what, f"max |diff| {section['max_abs_diff']:.2e}, allowed {section['tolerance']:.0e}")
+        (what, f"max |diff| {_small(section['max_abs_diff'])}, allowed {section['tolerance']:.0e}")
         for what, section in (
             ("Surgery: gated = smaller network", report.surgery),
             ("Parity: PyTorch = onnxruntime", report.parity),
         )
         if section is not None
     ]
+
+
+def _small(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.2e}"
 
 
 def headline(report: Report) -> str:

@@ -95,6 +95,8 @@ class LatencySummary:
     n: int
     cv: float = 0.0
     """Standard deviation over mean: the noise."""
+    quantiles_ms: tuple[float, ...] = ()
+    """At 0, 1, ... 100 per cent of the runs: the whole distribution."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +156,28 @@ class Measurements:
     """Points, or units of the task's metric, that may be lost, where that was asked."""
     min_speedup: float | None = None
     """Speed-up whose whole interval must be reached, where that was asked."""
+    target_latency_ms: float | None = None
+    """Median time that may remain, where a time was asked."""
+    target_latency_kept: float | None = None
+    """Share of the median time that may remain, where a share was asked."""
+    latency_tolerance: float = 0.0
+    """A target of time is met up to this share above it: times measured twice differ."""
+    latency_layers: Mapping[str, Any] = field(default_factory=dict)
+    """{nodes_ms, rows}: what each layer cost before and after, or {skipped: why}."""
+    latency_plan: Mapping[str, Any] | None = None
+    """How the target of time was planned, where one was asked."""
     uncounted_ops: Mapping[str, int] = field(default_factory=dict)
     """Op type -> how many nodes the MAC count leaves out."""
     groups: Sequence[Mapping[str, Any]] = ()
     """One {name, size_before, size_after, layers, frozen, reason} for each channel group."""
+    layers: Sequence[Mapping[str, Any]] = ()
+    """One {name, kind, before, after}, widths, for each convolution and linear layer."""
+    history: Mapping[str, Any] | None = None
+    """{metric, samples, higher_is_better, in_points, points: [{name, kind, flops_kept, value}]}:
+    check-ups in PyTorch after each phase, on a few held-out images."""
+    sensitivity: Mapping[str, Any] | None = None
+    """{metric, samples, in_points, higher_is_better, groups: [{name, kept, value}]}: the network
+    as given with one group's cut alone, nothing recovered."""
     stages: Sequence[Mapping[str, Any]] = ()
     """One {name, seconds, ...} for each stage."""
     precision: Mapping[str, Any] = field(default_factory=lambda: {"kind": "fp32"})

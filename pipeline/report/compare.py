@@ -1,0 +1,184 @@
+"""Several runs side by side: quality against latency, and which of them no other one beats.
+
+Enters: reports with names. Leaves: a `Comparison`, an HTML page, a table for the terminal. Runs
+that were judged or timed differently stay in the table, and out of the front, with the reason.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.report import format as fmt
+from pipeline.report.build import Report
+from pipeline.report.words import outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """How good a file is: its accuracy, or its fidelity to the original where no data was."""
+
+    metric: str
+    value: float
+    higher_is_better: bool
+    in_points: bool
+
+    @classmethod
+    def of(cls, report: Report) -> "Quality | None":
+        """None where neither was measured."""
+        accuracy, fidelity = report.accuracy, report.fidelity
+        if accuracy is not None:
+            return cls(
+                metric=f"{accuracy['metric']} (n={accuracy['samples']})",
+                value=accuracy["after"],
+                higher_is_better=accuracy.get("higher_is_better", True),
+                in_points=accuracy.get("in_points", True),
+            )
+        if fidelity is not None:
+            share = "error" not in fidelity["metric"]
+            return cls(
+                metric=f"{fidelity['metric']} (n={fidelity['samples']})",
+                value=fidelity["value"],
+                higher_is_better=share,
+                in_points=share,
+            )
+        return None
+
+    @property
+    def text(self) -> str:
+        """With its unit."""
+        return f"{100 * self.value:.2f} %" if self.in_points else f"{self.value:.4g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One run. left_out: why it cannot be on the front; None where it can. on_front: no other run
+    is at least as good and as fast, and better in one of both."""
+
+    name: str
+    report: Report
+    quality: Quality | None
+    p50_ms: float | None
+    left_out: str | None
+    on_front: bool
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As under `HEAD`."""
+        report = self.report
+        latency = report.latency
+        return (
+            self.name,
+            outcome(report)[0],
+            fmt.percent(report.flops["kept"]) if report.flops else fmt.NOT_MEASURED,
+            fmt.size(report.size_bytes["after"]) if report.size_bytes else fmt.NOT_MEASURED,
+            self.quality.text if self.quality else fmt.NOT_MEASURED,
+            fmt.digits(self.p50_ms) if self.p50_ms else fmt.NOT_MEASURED,
+            fmt.speedup(latency) if latency else fmt.NOT_MEASURED,
+            "yes" if self.on_front else (self.left_out or "no"),
+        )
+
+
+HEAD = ("Run", "Outcome", "FLOPs kept", "Size", "Quality", "p50, ms", "Times as fast", "On front")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """entries: in the order given. metric, timed_on: what the front's runs have in common."""
+
+    entries: tuple[Entry, ...]
+    metric: str | None
+    timed_on: str | None
+
+    @property
+    def front(self) -> list[Entry]:
+        """The fastest first."""
+        return sorted((e for e in self.entries if e.on_front), key=lambda e: e.p50_ms or 0.0)
+
+    @property
+    def comparable(self) -> list[Entry]:
+        """Those that the chart shows."""
+        return [entry for entry in self.entries if entry.left_out is None]
+
+
+def compare(runs: Sequence[tuple[str, Report]]) -> Comparison:
+    """What is comparable is what was measured as the first run that has both figures."""
+    first = next((r for _, r in runs if Quality.of(r) is not None and r.latency is not None), None)
+    whole = [(name, report, _left_out(report, first)) for name, report in runs]
+    good = [report for _, report, why in whole if why is None]
+    entries = tuple(
+        Entry(
+            name=name,
+            report=report,
+            quality=Quality.of(report),
+            p50_ms=report.latency["after"]["p50_ms"] if report.latency else None,
+            left_out=why,
+            on_front=why is None and not any(_beats(other, report) for other in good),
+        )
+        for name, report, why in whole
+    )
+    quality = Quality.of(first) if first is not None else None
+    return Comparison(
+        entries=entries,
+        metric=quality.metric if quality else None,
+        timed_on=_timed_on(first) if first is not None else None,
+    )
+
+
+def _left_out(report: Report, first: Report | None) -> str | None:
+    quality = Quality.of(report)
+    if quality is None:
+        return "no: accuracy was not measured"
+    if report.latency is None or first is None:
+        return "no: latency was not measured"
+    wanted = Quality.of(first)
+    if wanted is not None and quality.metric != wanted.metric:
+        return f"no: judged by {quality.metric}"
+    if _timed_on(report) != _timed_on(first):
+        return f"no: timed on {_timed_on(report)}"
+    return None
+
+
+def _timed_on(report: Report) -> str:
+    latency = report.latency
+    assert latency is not None
+    device = report.environment.get("platform", "an unnamed machine")
+    return f"{fmt.timed_on(latency)}, {device}"
+
+
+def _figures(report: Report) -> tuple[float, float]:
+    """(quality, speed), both the higher the better."""
+    quality, latency = Quality.of(report), report.latency
+    assert quality is not None
+    assert latency is not None
+    sign = 1 if quality.higher_is_better else -1
+    return sign * quality.value, -latency["after"]["p50_ms"]
+
+
+def _beats(one: Report, other: Report) -> bool:
+    found, beaten = _figures(one), _figures(other)
+    return found != beaten and all(a >= b for a, b in zip(found, beaten, strict=True))
+
+
+def comparison_html(comparison: Comparison) -> str:
+    """The page."""
+    from pipeline.report.front import front_chart  # matplotlib takes a second to import
+    from pipeline.report.html import render
+
+    return render(
+        "compare.html.j2",
+        head=HEAD,
+        comparison=comparison,
+        chart=front_chart(comparison),
+    )
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """For the terminal."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for number, name in enumerate(HEAD):
+        table.add_column(name, justify="right" if 2 <= number <= 5 else "left")
+    for entry in comparison.entries:
+        table.add_row(*(Text(cell) for cell in entry.cells))
+    return table

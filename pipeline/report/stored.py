@@ -1,0 +1,60 @@
+"""Reports of finished runs, read back.
+
+Enters: a run's directory, or a `report.json`. Leaves: a `Report`. Refused, with `UsageError`: what
+is not there, is no JSON, or lacks what `report.schema.json` promises.
+"""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.report.build import Report
+
+# Sections that reports of older versions lack; None means not measured, as in a report of today.
+_LATER = {"fidelity": None, "data_free": None, "precision": {"kind": "fp32"}}
+
+
+def report_file(path: Path) -> Path:
+    """The `report.json` that `path` means. Raises UsageError where there is none."""
+    file = path / "report.json" if path.is_dir() else path
+    if file.is_file():
+        return file
+    if not path.exists():
+        raise UsageError(f"RUN: '{path}' does not exist: give a run's directory or report.json")
+    raise UsageError(
+        f"RUN: '{path}' holds no report.json: the run has not ended; repeat its command with "
+        "--resume, or give another directory"
+    )
+
+
+def read_report(path: Path) -> Report:
+    """The report of the run `path`. Raises UsageError, OSError where it cannot be read."""
+    file = report_file(path)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UsageError(
+            f"RUN: '{file}' is no JSON ({error}): was it edited or cut off? Repeat the run with "
+            "--resume to write it again"
+        ) from error
+    _require_whole(content, file)
+    return Report.of(_LATER | content)
+
+
+def _require_whole(content: Any, file: Path) -> None:
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import best_match
+
+    text = files("pipeline.report").joinpath("report.schema.json").read_text(encoding="utf-8")
+    error = best_match(Draft202012Validator(json.loads(text)).iter_errors(content))
+    if error is None:
+        return
+    place = ".".join(str(part) for part in error.absolute_path) or "the file"
+    what = " ".join(error.message.split())
+    shown = what if len(what) <= 120 else f"{what[:117]}..."
+    raise UsageError(
+        f"RUN: '{file}' is no report of this version: {place}: {shown}; repeat the run to write "
+        "it anew"
+    )

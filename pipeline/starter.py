@@ -1,0 +1,136 @@
+"""A commented configuration file to start from: `compress init`.
+
+Enters: the main job's options with their help, and what a model says of its inputs. Leaves: TOML
+text, in which every option has a line, those without a value as a comment.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import DEFAULT_OPSET
+from pipeline.config_file import DEFAULT_EPOCHS, OPTION_KINDS
+
+FILE = Path("compress.toml")
+
+_HEAD = """\
+# Settings of a run: compress --config {file}
+# Each option of the command line has its name here, and the command line wins. Options in comments
+# have no effect; they show the default, or an example where there is none.
+"""
+
+# Values to show where nothing is set: the default, or an example.
+SHOWN: Mapping[str, Any] = {
+    "model": "model.pt",
+    "arch": "torchvision:NAME",
+    "input_size": [3, 224, 224],
+    "trust_pickle": False,
+    "target_flops": 0.6,
+    "target_params": 0.6,
+    "max_accuracy_drop": 0.5,
+    "data": "photos/",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+    "batch_size": 128,
+    "workers": 2,
+    "augment": "auto",
+    "task": "task.py:make",
+    "epochs": DEFAULT_EPOCHS,
+    "recipe": "default",
+    "lr": 0.01,
+    "no_distill": False,
+    "insert_bn": True,
+    "seed": 0,
+    "channel_multiple": "auto",
+    "freeze": ["head*"],
+    "min_channels": 1,
+    "prune_norms": False,
+    "provider": "cpu",
+    "precision": "fp32",
+    "ort": False,
+    "opset": DEFAULT_OPSET,
+    "out": "model-compressed",
+    "resume": False,
+    "device": "auto",
+    "logger": "tensorboard",
+    "dry_run": False,
+    "verbose": False,
+    "quiet": False,
+    "json": False,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Described:
+    """One option: its name, the heading it stands under, and its help."""
+
+    name: str
+    section: str
+    help: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """What is known of the model; `notes` says of an option where its value comes from."""
+
+    values: Mapping[str, Any]
+    shown: Mapping[str, Any]
+    notes: Mapping[str, str]
+
+
+def starter(options: Sequence[Described], known: Known, file: Path) -> str:
+    """The file's text."""
+    return "\n".join([_HEAD.format(file=file), *_lines(options, known)]) + "\n"
+
+
+def _lines(options: Sequence[Described], known: Known) -> Iterator[str]:
+    section = None
+    for option in options:
+        if option.name not in OPTION_KINDS:
+            continue
+        if option.section != section:
+            section = option.section
+            yield f"\n# {section}"
+        key = option.name.replace("_", "-")
+        note = known.notes.get(option.name)
+        yield f"\n# {option.help}" + (f" {note}" if note else "")
+        if option.name in known.values:
+            yield f"{key} = {_toml(known.values[option.name])}"
+        else:
+            yield f"# {key} = {_toml(known.shown.get(option.name, SHOWN[option.name]))}"
+
+
+def _toml(value: Any) -> str:
+    # JSON's booleans, numbers, strings and lists of these are TOML's as well.
+    return json.dumps(value, ensure_ascii=False)
+
+
+def nothing_known() -> Known:
+    """Without a model: a target, and the rest as examples."""
+    return Known(values={"target_flops": SHOWN["target_flops"]}, shown={}, notes={})
+
+
+def known_of(options: Mapping[str, Any]) -> Known:
+    """From a model and how to build it, which is loaded but not run. Raises UsageError."""
+    from pipeline.config import ModelConfig
+    from pipeline.importers import model_facts
+    from pipeline.importers.source import model_source
+
+    given = {name: options[name] for name in ("arch", "trust_pickle") if options.get(name)}
+    model = Path(options["model"])
+    facts = model_facts(model_source(ModelConfig(path=model, **given)))
+    values: dict[str, Any] = {"model": str(options["model"]), **given}
+    values["target_flops"] = SHOWN["target_flops"]
+    shown: dict[str, Any] = {"out": f"{model.stem}-compressed"}
+    notes = {"mean": "The model does not say it.", "std": "The model does not say it."}
+    if facts.input_size is not None:
+        values["input_size"] = list(facts.input_size)
+        notes["input_size"] = f"Found in the {facts.origin}."
+    else:
+        notes["input_size"] = "The model does not say it: set it."
+    if facts.mean is not None and facts.std is not None:
+        shown |= {"mean": list(facts.mean), "std": list(facts.std)}
+        notes |= dict.fromkeys(("mean", "std"), f"As the {facts.origin}, taken without being set.")
+    return Known(values=values, shown=shown, notes=notes)

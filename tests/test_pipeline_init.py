@@ -1,0 +1,228 @@
+"""`compress init`, the plan of a dry run, completion, and loggers."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from torch import nn
+
+from gbn.ticktock import Phase
+from pipeline import forecast, loggers
+from pipeline.cli import main
+from pipeline.config_file import OPTION_KINDS, build_config, read_config_file
+from pipeline.forecast import Forecast
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tiny_job import arguments, write_job
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, [*map(str, args)])
+
+
+@pytest.fixture(scope="session")
+def job(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return write_job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    return tmp_path
+
+
+def uncommented(text: str, *names: str) -> dict[str, Any]:
+    """The file's values with these options no longer in comments."""
+    for name in names:
+        text, count = re.subn(rf"(?m)^# ({name.replace('_', '-')} = )", r"\1", text)
+        assert count == 1, name
+    return tomllib.loads(text)
+
+
+def test_the_starter_names_every_option_with_a_value_that_is_taken(here: Path) -> None:
+    assert run("init").exit_code == 0
+    text = (here / "compress.toml").read_text()
+    others = [name for name in OPTION_KINDS if name not in ("target_flops", "quiet")]
+    assert set(uncommented(text, *others)) == {
+        n.replace("_", "-") for n in [*others, "target_flops"]
+    }
+    written = here / "all.toml"
+    written.write_text(re.sub(r"(?m)^# ([a-z-]+ = )", r"\1", text).replace("quiet = false", ""))
+    config = build_config(read_config_file(written))
+    assert config.target.flops is not None
+    assert config.data.mean == (0.485, 0.456, 0.406)
+    assert config.constraints.freeze == ("head*",)
+
+
+def test_the_starter_holds_what_the_model_says_of_its_inputs(here: Path) -> None:
+    code = (
+        "from torch import nn\n"
+        "def make():\n"
+        "    net = nn.Sequential(nn.Conv2d(3, 4, 1))\n"
+        "    net.default_cfg = {'input_size': (3, 16, 24), 'mean': (.1, .2, .3),\n"
+        "                       'std': (1, 1, 2)}\n"
+        "    return net\n"
+    )
+    (here / "arch.py").write_text(code)
+    torch.save(nn.Sequential(nn.Conv2d(3, 4, 1)).state_dict(), "weights.pt")
+    result = run("init", "--arch", "arch.py:make", "weights.pt")
+    assert result.exit_code == 0, result.output
+    text = (here / "compress.toml").read_text()
+    found = uncommented(text, "mean", "std", "out")
+    assert found["model"] == "weights.pt"
+    assert found["arch"] == "arch.py:make"
+    assert found["input-size"] == [3, 16, 24]
+    assert (found["mean"], found["std"]) == ([0.1, 0.2, 0.3], [1.0, 1.0, 2.0])
+    assert found["out"] == "weights-compressed"
+
+
+def test_a_model_that_does_not_say_its_size_leaves_that_to_the_user(
+    job: dict[str, Path], here: Path
+) -> None:
+    assert run("init", "--arch", f"{job['arch']}:Tiny", job["model"]).exit_code == 0
+    text = (here / "compress.toml").read_text()
+    assert "input-size" not in tomllib.loads(text)
+    assert "The model does not say it: set it." in text
+
+
+def test_a_file_that_is_there_is_kept_unless_forced(here: Path) -> None:
+    (here / "compress.toml").write_text("mine")
+    refused = run("init")
+    assert refused.exit_code == 2
+    assert "--force overwrites it" in refused.stderr
+    assert (here / "compress.toml").read_text() == "mine"
+    assert run("init", "--force").exit_code == 0
+    assert (here / "compress.toml").read_text() != "mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--arch", "timm:x"], "give MODEL"),
+        (["--output", "."], "is a directory"),
+        (["--output", "none/x.toml"], "does not exist"),
+        (["absent.pt"], "does not exist"),
+    ],
+)
+def test_what_cannot_be_written_or_read_is_refused_in_one_line(
+    here: Path, args: list[str], message: str
+) -> None:
+    result = run("init", *args)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert not (here / "compress.toml").exists()
+
+
+def test_a_dry_run_tells_the_plan_and_its_time_and_writes_nothing(
+    job: dict[str, Path], tmp_path: Path
+) -> None:
+    result = run(*arguments(job, tmp_path / "dry", "--dry-run"))
+    assert result.exit_code == 0, result.output
+    # 512 images in batches of 64, two passes: 16 batches in all
+    batches = re.findall(r"(tick|tock|finetune): \d+ x, (\d+) batches of 64 in all", result.stdout)
+    assert sum(int(count) for _, count in batches) == 16
+    assert re.search(r"estimate: \d+ s on this machine", result.stdout)
+    assert not (tmp_path / "dry").exists()
+
+
+@pytest.mark.usefixtures("few_images")
+def test_a_dry_run_without_data_counts_the_images_that_it_would_make(
+    job: dict[str, Path], tmp_path: Path
+) -> None:
+    args = ["--target-flops", "0.5", str(job["model"]), "--arch", f"{job['arch']}:Tiny"]
+    out = tmp_path / "dry"
+    result = run(*args, "--input-size", "1,8,8", "--dry-run", "--epochs", "1", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "images: 96 made from the network" in result.stdout
+    assert not out.exists()
+
+
+def test_phases_cost_less_once_channels_are_gone() -> None:
+    tick, tock = Phase(kind="tick", batches=10, keep=0.0), Phase(kind="tock", batches=10)
+    first, then = forecast._planned((tick, tock), 1.0, 0.5)
+    assert (first.seconds, then.seconds) == (10.0, 6.25)  # 3/4 of the step is the network's own
+    assert Forecast(phases=(first, then), batch_size=1, images=(96, 3.0)).seconds == 19.25
+
+
+def complete(words: str, place: int) -> list[str]:
+    result = CliRunner().invoke(
+        main,
+        [],
+        prog_name="compress",
+        env={
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(place),
+            "_COMPRESS_COMPLETE": "bash_complete",
+        },
+    )
+    return [line.partition(",")[2] for line in result.stdout.splitlines()]
+
+
+def test_completion_knows_commands_options_and_values() -> None:
+    assert {"--target-flops", "--target-params"} <= set(complete("compress --tar", 1))
+    assert set(complete("compress in", 1)) >= {"init", "inspect"}
+    assert complete("compress model.pt --provider t", 3) == ["tensorrt"]
+    assert complete("compress inspect --fr", 2) == ["--freeze"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_script_is_printed(shell: str) -> None:
+    result = run("completion", shell)
+    assert result.exit_code == 0
+    assert "_COMPRESS_COMPLETE" in result.stdout
+    if shell == "bash":
+        checked = subprocess.run(
+            ["bash", "-n"], input=result.stdout, text=True, check=False, capture_output=True
+        )
+        assert checked.returncode == 0, checked.stderr
+    assert run("completion", "tcsh").exit_code == 2
+
+
+def test_the_csv_logger_holds_losses_and_checkups(job: dict[str, Path], tmp_path: Path) -> None:
+    result = run(*arguments(job, tmp_path / "out", "--logger", "csv"))
+    assert result.exit_code == 0, result.output
+    (file,) = (tmp_path / "out" / "logs").rglob("metrics.csv")
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    losses = [float(row["loss"]) for row in rows if row.get("loss")]
+    checked = [float(row["top1"]) for row in rows if row.get("top1")]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert checked == pytest.approx([p["value"] for p in report["history"]["points"][1:]])
+    assert losses
+    assert all(loss > 0 for loss in losses)
+
+
+def test_the_tensorboard_logger_writes_its_events(job: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    out = tmp_path / "out"
+    assert run(*arguments(job, out, "--logger", "tensorboard", "--epochs", "1")).exit_code == 0
+    assert list((out / "logs").rglob("events.out.tfevents.*"))
+
+
+def test_a_missing_logger_is_named_with_the_command_that_installs_it(
+    job: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loggers, "find_spec", lambda _name: None)
+    result = run(*arguments(job, tmp_path / "out", "--logger", "tensorboard"))
+    assert result.exit_code == 2
+    assert "pip install tensorboard" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "bench", "report", "init", "completion"])
+def test_the_help_of_each_command_fits_a_screen_and_leads_with_an_example(command: str) -> None:
+    lines = run(command, "--help").stdout.splitlines()
+    assert len(lines) <= 45
+    example = next(n for n, line in enumerate(lines) if "Example" in line)
+    assert example < next(n for n, line in enumerate(lines) if line.startswith("Options"))

@@ -1,0 +1,316 @@
+"""Pages are made again from report.json, alone or side by side, and broken reports are refused."""
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner, Result
+
+from pipeline.cli import main
+from pipeline.report import (
+    Accuracy,
+    BeforeAfter,
+    Difference,
+    Fidelity,
+    Latency,
+    LatencySummary,
+    Measurements,
+    Provider,
+    build_report,
+    render_html,
+)
+from pipeline.report.compare import compare
+from pipeline.report.stored import read_report
+
+ENVIRONMENT = {
+    "versions": {"torch": "2.15.0"}, "platform": "Linux", "device": "cpu", "provider": "cpu",
+    "seed": 0, "hashes": {"model": "sha256:ab"}, "command": "compress model.pt",
+    "model": "model.pt", "input_size": [3, 8, 8], "data": {"training_images": 100},
+}  # fmt: skip
+
+
+def times(p50: float) -> LatencySummary:
+    quantiles = tuple(p50 * (0.5 + q / 100) for q in range(101))
+    return LatencySummary(p50_ms=p50, p90_ms=1.4 * p50, p99_ms=1.49 * p50, n=50,
+                          quantiles_ms=quantiles)  # fmt: skip
+
+
+def measured(accuracy: float = 0.9, p50: float = 3.0, **changes: Any) -> Measurements:
+    point = {"name": "tick 1", "kind": "tick", "flops_kept": 0.6, "value": 0.8}
+    whole = Measurements(
+        flops=BeforeAfter(before=100, after=60),
+        params=BeforeAfter(before=100, after=60),
+        size_bytes=BeforeAfter(before=100, after=60),
+        accuracy=Accuracy(metric="top1", samples=1000, before=0.92, after=accuracy),
+        surgery=Difference(max_abs_diff=0.0, tolerance=1e-4),
+        parity=Difference(max_abs_diff=0.0, tolerance=1e-4),
+        latency=Latency(
+            provider="cpu",
+            batch=1,
+            before=times(4.0),
+            after=times(p50),
+            speedup_median=4.0 / p50,
+            speedup_ci95=(3.9 / p50, 4.1 / p50),
+        ),
+        provider=Provider(requested="cpu", ran=("cpu",)),
+        target_flops=60,
+        groups=[
+            {"name": name, "size_before": 8, "size_after": after, "layers": [name],
+             "frozen": reason is not None, "reason": reason}
+            for name, after, reason in (("a", 4, None), ("b", 8, None), ("c", 8, "an <output>"))
+        ],
+        layers=[
+            {"name": "conv<1>", "kind": "convolution", "before": 8, "after": 4},
+            {"name": "head", "kind": "linear", "before": 10, "after": 10},
+        ],
+        history={
+            "metric": "top1", "samples": 64, "higher_is_better": True, "in_points": True,
+            "points": [{"name": "as given", "kind": "given", "flops_kept": 1.0, "value": 0.92},
+                       point, point | {"name": "tock 1", "kind": "tock", "value": None}],
+        },
+        sensitivity={
+            "metric": "top1", "samples": 64, "in_points": True, "higher_is_better": True,
+            "groups": [{"name": "a", "kept": 0.5, "value": 0.75}],
+        },
+        stages=[{"name": "tick 1", "seconds": 1.0, "flops_kept": 0.6}],
+        environment=ENVIRONMENT,
+    )  # fmt: skip
+    return replace(whole, **changes)
+
+
+def stored(folder: Path, content: Measurements) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "report.json").write_text(build_report(content).to_json())
+    return folder
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["report", *map(str, args)])
+
+
+def test_the_page_is_made_again_from_the_json_alone(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "run", measured())
+    result = run(folder)
+    assert result.exit_code == 0, result.output
+    assert (folder / "report.html").read_text() == render_html(build_report(measured()))
+    named = run(folder / "report.json", "--output", tmp_path / "other.html")
+    assert named.exit_code == 0
+    assert (tmp_path / "other.html").read_text() == (folder / "report.html").read_text()
+
+
+def test_each_chart_has_a_title_a_description_and_a_table_of_its_figures() -> None:
+    page = render_html(build_report(measured()))
+    charts = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(charts) == 4
+    for chart in charts:
+        root = ElementTree.fromstring(chart)
+        title, description = root[0], root[1]
+        assert root.get("role") == "img"
+        assert root.get("aria-labelledby") == f"{title.get('id')} {description.get('id')}"
+        assert title.text
+        assert description.text
+    captions = re.findall(r"<caption>(.*?)</caption>", page)
+    assert {"Width of each layer", "Latency of both files"} <= set(captions)
+    assert "conv&lt;1&gt;" in page
+    assert "conv<1>" not in page
+    assert len(page) < 200_000
+
+
+def test_a_network_of_many_layers_with_long_names_stays_a_small_page() -> None:
+    names = [f"features.block{n}.branch.convolution.with.a.long.name.{n}" for n in range(250)]
+    report = build_report(measured())
+    assert report.latency is not None
+    rows = [
+        {"layer": name, "ms_before": 1.0, "ms_after": 0.5, "why_little": None} for name in names
+    ]
+    large = replace(
+        report,
+        layers=[{"name": name, "before": 64, "after": 32} for name in names],
+        groups=[report.groups[0] | {"name": name, "layers": [name]} for name in names],
+        latency=report.latency | {"layers": {"rows": rows}},
+    )
+    page = render_html(large)
+    assert len(page.encode()) < 1_000_000
+    assert page.count(names[7]) >= 4  # in the tables of widths, of times and of groups
+    chart = re.findall(r"<svg.*?</svg>", page, re.DOTALL)[2]
+    assert names[7] not in chart
+    assert names[7][-20:] in chart
+
+
+def test_chart_colours_are_those_of_the_page() -> None:
+    page = render_html(build_report(measured()))
+    inside = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert "var(--before)" in inside
+    assert "var(--after)" in inside
+    assert not re.search(r"#[0-9a-f]{6}\b", inside)
+
+
+def test_milliseconds_of_layers_are_drawn_where_they_were_measured() -> None:
+    report = build_report(measured())
+    assert "Milliseconds of each layer" not in render_html(report)
+    assert report.latency is not None
+    conv = {"layer": "conv", "ms_before": 1.0, "ms_after": 0.4, "why_little": None}
+    relu = {"layer": "conv", "ms_before": 0.25, "ms_after": 0.1, "why_little": "width frozen"}
+    layers = {"rows": [conv, relu]}
+    page = render_html(replace(report, latency=report.latency | {"layers": layers}))
+    assert "In all 1.25 ms before and 0.500 ms after." in page
+    assert "width frozen" in page
+    skipped = {"layers": {"skipped": "the provider does not tell"}}
+    without = render_html(replace(report, latency=report.latency | skipped))
+    assert "Milliseconds of each layer" not in without
+
+
+def test_the_page_names_what_was_missed_first_and_what_to_do() -> None:
+    page = render_html(build_report(measured(accuracy=0.9, max_accuracy_drop=1.0)))
+    assert "Failed: Accuracy missed. Exit code 12." in page
+    missed = page.index("90.00 % top1 on 1,000 samples, 2.00 points less. A loss of 1 points")
+    assert missed < page.index("60.0 % of the multiply-accumulates are left: 60 of 100.")
+    assert "What to do: More --epochs" in page
+
+
+def test_the_group_whose_cut_costs_most_is_named() -> None:
+    report = build_report(measured())
+    assert "a alone costs most: 75.00 %." in render_html(report)
+    rows = [{"name": n, "kept": 0.5, "value": v} for n, v in (("low", 0.1), ("high", 0.3))]
+    error = {"metric": "error", "samples": 9, "in_points": False, "higher_is_better": False}
+    page = render_html(replace(report, sensitivity=error | {"groups": rows}))
+    assert "high alone costs most: 0.3." in page
+    assert "costs alone" not in render_html(replace(report, sensitivity=None))
+
+
+def test_limits_of_time_are_told_beside_what_was_found() -> None:
+    report = build_report(measured())
+    target = report.target | {"latency_ms": 3.5, "latency_kept": None, "min_speedup": 1.2}
+    page = render_html(replace(report, target=target))
+    assert "At least 1.2 times as fast was asked for. At most 3.5 ms was asked for." in page
+
+
+def test_a_difference_that_is_not_finite_is_told(tmp_path: Path) -> None:
+    wrong = measured(parity=Difference(max_abs_diff=float("nan"), tolerance=1e-4))
+    folder = stored(tmp_path / "run", wrong)
+    assert run(folder).exit_code == 0
+    assert "give different outputs: no finite difference" in (folder / "report.html").read_text()
+
+
+def test_the_layout_that_is_promised_is_the_one_that_is_written(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "run", measured())
+    assert read_report(folder).to_json() == (folder / "report.json").read_text()
+
+
+def test_a_report_without_the_later_sections_is_still_read(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "run", measured())
+    content = json.loads((folder / "report.json").read_text())
+    for key in ("layers", "history", "sensitivity", "fidelity", "data_free", "precision"):
+        del content[key]
+    (folder / "report.json").write_text(json.dumps(content))
+    assert run(folder).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"is no JSON"),
+        ('{"flops": 1', r"is no JSON"),
+        ("\xff\xfe", r"is no JSON"),
+        ("[]", r"the file: \[\] is not of type 'object'"),
+        ("{}", r"'target' is a required property"),
+    ],
+)
+def test_what_is_no_report_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "report.json").write_bytes(text.encode("latin1"))
+    result = run(tmp_path)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert re.search(message, line), line
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "place"),
+    [
+        ("size_bytes", {"before": 1}, "size_bytes: 'after' is a required property"),
+        ("flops", {"before": 1, "after": 1, "kept": "x"}, "flops.kept: 'x'"),
+        ("verdict", {"flops": "perhaps"}, "verdict.flops: 'perhaps'"),
+        ("groups", [{}], "groups.0: 'name' is a required property"),
+        ("latency", {"provider": "cpu"}, "latency: 'batch' is a required property"),
+        ("exit_code", None, "exit_code: None"),
+    ],
+)
+def test_a_broken_section_is_named(tmp_path: Path, section: str, value: Any, place: str) -> None:
+    folder = stored(tmp_path / "run", measured())
+    content = json.loads((folder / "report.json").read_text()) | {section: value}
+    (folder / "report.json").write_text(json.dumps(content))
+    result = run(folder)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert place in line
+
+
+def test_a_run_that_is_absent_or_has_not_ended_is_refused(tmp_path: Path) -> None:
+    absent, empty = run(tmp_path / "none"), run(tmp_path)
+    assert (absent.exit_code, empty.exit_code) == (2, 2)
+    assert "does not exist" in absent.stderr
+    assert "repeat its command with --resume" in empty.stderr
+
+
+def test_output_must_be_a_file_in_a_folder_that_is_there(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "run", measured())
+    for output, message in (
+        (tmp_path, "is a directory"),
+        (tmp_path / "none" / "x.html", "does not exist"),
+    ):
+        result = run(folder, "--output", output)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_runs_that_no_other_run_beats_are_on_the_front(tmp_path: Path) -> None:
+    figures = {"fast": (0.88, 2.0), "good": (0.91, 3.5), "beaten": (0.87, 2.5), "even": (0.88, 2.0)}
+    folders = [stored(tmp_path / n, measured(*values)) for n, values in figures.items()]
+    page = tmp_path / "all.html"
+    result = run(*folders, "--output", page)
+    assert result.exit_code == 0, result.output
+    on_front = {line.split()[0]: line.split()[-1] for line in result.stdout.splitlines()[1:5]}
+    assert on_front == {"fast": "yes", "good": "yes", "beaten": "no", "even": "yes"}
+    text = page.read_text()
+    assert text.count("<svg") == 1
+    assert "Comparison of 4 runs" in text
+
+
+def test_runs_that_were_measured_otherwise_are_left_out_with_the_reason() -> None:
+    def report(p50: float = 3.0, **changes: Any) -> Any:
+        return build_report(replace(measured(p50=p50), **changes))
+
+    base = measured()
+    assert base.latency is not None
+    skipped = {"latency": "not here"}
+    made_up = Fidelity(metric="top1 agreement", samples=96, value=0.9)
+    data_free = {"accuracy": None, "skipped": {"accuracy": "no data"}, "fidelity": made_up}
+    runs = [
+        ("one", report()),
+        ("untimed", report(latency=None, skipped=skipped)),
+        ("gpu", report(latency=replace(base.latency, provider="cuda"))),
+        ("free", report(**data_free)),
+        ("slow", report(p50=5.0)),
+    ]
+    found = {entry.name: entry.left_out for entry in compare(runs).entries}
+    assert found["one"] is None
+    assert found["slow"] is None
+    assert found["untimed"] == "no: latency was not measured"
+    assert found["gpu"] == "no: timed on cuda, batch 1, 1 thread, Linux"
+    assert found["free"] == "no: judged by top1 agreement (n=96)"
+    assert [entry.name for entry in compare(runs).front] == ["one"]
+
+
+def test_lower_is_better_turns_the_front_around() -> None:
+    def report(error: float, p50: float) -> Any:
+        accuracy = Accuracy(metric="error", samples=10, before=1.0, after=error,
+                            higher_is_better=False, in_points=False)  # fmt: skip
+        return build_report(replace(measured(p50=p50), accuracy=accuracy))
+
+    runs = [("worse", report(2.0, 3.0)), ("better", report(1.5, 3.0))]
+    assert [entry.name for entry in compare(runs).front] == ["better"]
