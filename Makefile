@@ -4,7 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types check docs clean bench-models bench-gated-step bench-main-job bench-coverage bench-trace bench-onnx-in bench-onnx-resnet20 bench-verdict bench-accuracy bench-data-free bench-latency bench-precision gpu-test
+.PHONY: install demo test lint types check docs clean bench-models bench-gated-step \
+	bench-main-job bench-coverage bench-trace bench-onnx-in bench-onnx-resnet20 \
+	bench-onnx-ultraface bench-verdict bench-accuracy bench-data-free bench-latency bench-precision \
+	gpu-test
 
 install: $(STAMP)
 
@@ -76,6 +79,9 @@ bench-verdict: install
 
 bench-onnx-resnet20: install
 	$(BIN)/python -m benchmarks.onnx_resnet20 --document
+
+bench-onnx-ultraface: install
+	$(BIN)/python -m benchmarks.onnx_ultraface
 
 # Cells that are measured already are not measured again.
 bench-accuracy: install

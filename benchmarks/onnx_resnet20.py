@@ -152,9 +152,11 @@ def planned(options: argparse.Namespace, data: Path) -> list[Run]:
 
 
 def document(section: str) -> None:
-    """Put the section, which is the last of the page, in place of an earlier one."""
-    head = DOCUMENT.read_text(encoding="utf-8").partition(HEADING)[0]
-    DOCUMENT.write_text(f"{head.rstrip()}\n\n{section.rstrip()}\n", encoding="utf-8")
+    """Put the section in place of an earlier one; what follows that stays."""
+    head, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(HEADING)
+    parts = [head, section, "".join(rest.partition("\n## ")[1:])]
+    text = "\n\n".join(part.strip() for part in parts if part.strip())
+    DOCUMENT.write_text(f"{text}\n", encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:
