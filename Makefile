@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types check docs clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-onnx-resnet20 bench-verdict bench-accuracy bench-data-free
+.PHONY: install demo test lint types check docs clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-onnx-resnet20 bench-verdict bench-accuracy bench-data-free bench-latency bench-precision gpu-test
 
 install: $(STAMP)
 
@@ -53,6 +53,19 @@ bench-onnx-in: install
 bench-data-free: install
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target bench-runs/peers torch-pruning==1.6.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.data_free
+
+# What was measured already is not measured again.
+bench-latency: install
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target bench-runs/peers torch-pruning==1.6.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.latency
+
+# Finished runs are not done again.
+bench-precision: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.precision
+
+# Where there is no GPU it says so, and is content.
+gpu-test: install
+	$(BIN)/python -m benchmarks.gpu
 
 bench-verdict: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.verdict

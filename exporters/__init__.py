@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         PRECISIONS,
         Int8Request,
         Int8Result,
+        like_int8,
         to_fp16,
         to_int8,
     )
@@ -75,6 +76,7 @@ __all__ = [
     "export_onnx",
     "export_program",
     "fixed_batch",
+    "like_int8",
     "load_onnx",
     "mean_metric",
     "measure_latency",
@@ -110,7 +112,8 @@ _HOME = {
     "file_parity": ("Parity", "check_session_parity"),
     "parity": ("check_parity",),
     "precision": (
-        *("FP16_TOLERANCE", "PRECISIONS", "Int8Request", "Int8Result", "to_fp16", "to_int8"),
+        *("FP16_TOLERANCE", "PRECISIONS", "Int8Request", "Int8Result", "like_int8"),
+        *("to_fp16", "to_int8"),
     ),
     "providers": ("PROVIDERS",),
     "session": ("Session", "open_session", "write_ort"),

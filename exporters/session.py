@@ -82,6 +82,10 @@ class BoundRun:
         except ORT_ERRORS as error:
             raise ExportError(f"{self._source} did not run: {one_line(error)}") from error
 
+    def output_devices(self) -> tuple[str, ...]:
+        """Where each output is after a run, by onnxruntime's name of the device."""
+        return tuple(value.device_name() for value in self._binding.get_outputs())
+
 
 class Session:
     """A loaded ONNX graph on one execution provider; made by `open_session`."""
@@ -119,6 +123,10 @@ class Session:
     def bind(self, inputs: dict[str, Array]) -> "BoundRun":
         """The inputs where the provider keeps its tensors, to be run on again and again."""
         return BoundRun(self._session, inputs, device_of(self.provider), self._source)
+
+    def end_profiling(self) -> Path:
+        """The file with the times of every node, for a session opened with `profile`."""
+        return Path(self._session.end_profiling())
 
     def as_taken(self, batch: Array) -> Array:
         """The values of `batch` as a graph of one input takes them: rounded to its type."""
@@ -202,6 +210,7 @@ def open_session(
     *,
     cores: Sequence[int] = (),
     tf32: bool = False,
+    profile: Path | None = None,
 ) -> Session:
     """Load an ONNX graph on `provider`, one of "cpu", "cuda", "tensorrt", "openvino".
 
@@ -209,6 +218,7 @@ def open_session(
     cores: where these threads stay, one each, the first for the calling thread; empty pins none.
     tf32: let CUDA round fp32 products to TF32. onnxruntime's own default, but its error of about
     1e-3 hides what a parity check looks for, so here it must be asked for.
+    profile: begin of the name of the file that `Session.end_profiling` writes.
     Raises ProviderError when the provider does not run the compute nodes, with what is missing and
     how to install it, and ExportError for a file that cannot be loaded.
     """
@@ -217,12 +227,16 @@ def open_session(
     prepare(provider)
     source = "the model" if isinstance(path_or_bytes, bytes) else str(path_or_bytes)
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
+    options = _options(threads, cores)
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             session = onnxruntime.InferenceSession(
                 model,
-                _options(threads, cores),
+                options,
                 providers=provider_list(provider, tf32, threads),
                 enable_fallback=0,
             )

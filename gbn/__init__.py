@@ -6,7 +6,7 @@ small = gbn.prune(model, plan)
 assert gbn.prove(model, plan, small, example_inputs).ok
 """
 
-from gbn.cost import CostModel
+from gbn.cost import CostModel, TimeTerm
 from gbn.errors import (
     GbnError,
     PlanMismatch,
@@ -17,9 +17,9 @@ from gbn.errors import (
     UnreachableTarget,
 )
 from gbn.gates import Gates
-from gbn.groups import ChannelGroups, Group
+from gbn.groups import LEAST_WIDTH, ChannelGroups, Group
 from gbn.norms import settle_norms
-from gbn.plan import PlanSettings, choose, plan, smallest
+from gbn.plan import Limit, PlanSettings, choose, choose_within, plan, smallest
 from gbn.proof import Proof, gate_to_zero, prove
 from gbn.prune_plan import PrunePlan
 from gbn.refit import Refit, RefitSettings, refit
@@ -29,11 +29,13 @@ from gbn.surgery import apply_plan, prune
 from gbn.trace import trace
 
 __all__ = [
+    "LEAST_WIDTH",
     "ChannelGroups",
     "CostModel",
     "Gates",
     "GbnError",
     "Group",
+    "Limit",
     "PlanMismatch",
     "PlanSettings",
     "Proof",
@@ -44,10 +46,12 @@ __all__ = [
     "RuleError",
     "Scores",
     "ScoresNotFinite",
+    "TimeTerm",
     "TraceError",
     "UnreachableTarget",
     "apply_plan",
     "choose",
+    "choose_within",
     "gate_to_zero",
     "magnitude_scores",
     "plan",

@@ -1,11 +1,15 @@
-"""MACs and parameters of a network for any choice of surviving atoms.
+"""MACs, parameters and time of a network for any choice of surviving atoms.
 
 One multiply-accumulate (MAC) is one product added to a sum; counted are convolutions, linear layers
 and matrix products, at the inputs that the network was traced with. Bias additions, norms,
 activations and pools are not counted. This is the convention of the exported graph's counter.
+
+Time is measured elsewhere and enters as `TimeTerm`s: of each layer a constant, a part for each of
+its widths and one for their product, where kernels that work in blocks see widths rounded up.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +19,22 @@ from scipy.sparse import csr_matrix
 from gbn.groups import ChannelGroups, Mask
 
 
+@dataclass(frozen=True, kw_only=True)
+class TimeTerm:
+    """`nanoseconds` times the surviving size of each of `dims`, rounded up to its step.
+
+    dims: indices into the groups' dims; none for what no cut changes. steps: one for each.
+    """
+
+    nanoseconds: float
+    dims: tuple[int, ...] = ()
+    steps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.dims) != len(self.steps):
+            raise ValueError(f"a term of {len(self.dims)} widths has {len(self.steps)} steps")
+
+
 @dataclass(frozen=True)
 class CostModel:
     """A sum of products: term t costs constants[t] times the surviving size of each of its dims.
@@ -22,11 +42,14 @@ class CostModel:
     Made by `macs`, in multiply-accumulates (one multiply and one add, as of a convolution with
     C_out·C_in·K·K·H·W of them), or `params`, in elements. Biases, norms and activations cost no
     MACs.
+
+    steps: for each term what its sizes are rounded up to; None: nothing is rounded.
     """
 
     groups: ChannelGroups
     constants: npt.NDArray[np.float64]
     dims: tuple[tuple[int, ...], ...]
+    steps: tuple[tuple[int, ...], ...] | None = None
 
     @classmethod
     def macs(cls, groups: ChannelGroups) -> "CostModel":
@@ -45,9 +68,25 @@ class CostModel:
             dims.append(tuple(tied.values()))
         return cls(groups, np.array(constants, float), tuple(dims))
 
+    @classmethod
+    def time(cls, groups: ChannelGroups, terms: Sequence[TimeTerm]) -> "CostModel":
+        """Nanoseconds of one run, as they were measured."""
+        return cls(
+            groups,
+            np.array([term.nanoseconds for term in terms], float),
+            tuple(term.dims for term in terms),
+            tuple(term.steps for term in terms),
+        )
+
     def per_term(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         """Cost of each term for surviving sizes `counts` (num_dims,)."""
-        sizes = [math.prod(int(counts[d]) for d in dims) for dims in self.dims]
+        if self.steps is None:
+            sizes = [math.prod(int(counts[d]) for d in dims) for dims in self.dims]
+        else:
+            sizes = [
+                math.prod(-(-int(counts[d]) // step) * step for d, step in zip(*pair, strict=True))
+                for pair in zip(self.dims, self.steps, strict=True)
+            ]
         return self.constants * np.array(sizes, float)
 
     def total(self, alive: Mask) -> int:

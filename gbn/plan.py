@@ -6,7 +6,7 @@ of their scores alone. It stops when the target is met; the last steps are chose
 more than 2 % of the original cost below it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,13 +30,15 @@ class PlanSettings:
     """Constraints on a plan.
 
     `multiple`: widths are cut to multiples of this (1: any width). `auto` takes the largest of
-    8, 4, 2, 1 that is at most an eighth of the width: fine enough to choose by score, coarse
-    enough for vector units. `min_channels` and `min_share`: what each width keeps at least;
-    two channels in any case. `rank`: by what the next to go is chosen, "score per cost" or the
-    plain "score" (You et al. 2019): one threshold over all channels, whatever they cost.
+    `fastest`, its half, its quarter ... that is at most an eighth of the width: fine enough to
+    choose by score, coarse enough for vector units; `fastest` is a power of two. `min_channels` and
+    `min_share`: what each width keeps at least; two channels in any case. `rank`: by what the next
+    to go is chosen, "score per cost" or the plain "score" (You et al. 2019): one threshold over all
+    channels, whatever they cost.
     """
 
     multiple: int | str = 1
+    fastest: int = 8
     min_channels: int = 1
     min_share: float = 0.1
     rank: str = "score per cost"
@@ -45,11 +47,16 @@ class PlanSettings:
         """The multiple for a width of `width` channels."""
         if isinstance(self.multiple, int):
             return self.multiple
-        return next(m for m in (8, 4, 2, 1) if m * 8 <= width or m == 1)
+        multiple = self.fastest
+        while multiple > 1 and multiple * 8 > width:
+            multiple //= 2
+        return multiple
 
     def __post_init__(self) -> None:
         if self.multiple != "auto" and (isinstance(self.multiple, str) or self.multiple < 1):
             raise ValueError(f"multiple is {self.multiple!r}; give 'auto' or an int from 1")
+        if self.fastest < 1 or self.fastest & (self.fastest - 1):
+            raise ValueError(f"fastest is {self.fastest}; give a power of two")
         if self.min_channels < 1:
             raise ValueError(f"min_channels is {self.min_channels}; give an int from 1")
         if not 0 <= self.min_share <= 1:
@@ -90,15 +97,48 @@ def choose(
 
     Raises as `plan` does, and ValueError where `scores` are of other groups.
     """
+    limits = [
+        Limit(cost=cost, at_most=_absolute(target, cost, unit), unit=unit)
+        for cost, target, unit in (
+            (CostModel.macs(groups), flops, "MACs"),
+            (CostModel.params(groups), params, "parameters"),
+        )
+        if target is not None
+    ]
+    return choose_within(groups, scores, limits, settings=settings, alive=alive)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """A cost and the most that may remain of it.
+
+    unit: for messages. spent_for: the cost that scores are given up for, where that is another
+    one: channels then go in the order of score per time, say, until the MACs are few enough.
+    """
+
+    cost: CostModel
+    at_most: int
+    unit: str
+    spent_for: CostModel | None = None
+
+
+def choose_within(
+    groups: ChannelGroups,
+    scores: Scores,
+    limits: Sequence[Limit],
+    *,
+    settings: PlanSettings | None = None,
+    alive: Mask | None = None,
+) -> Mask:
+    """The atoms that stay, of those still `alive`, so that all limits hold, one after another.
+
+    Raises UnreachableTarget with the smallest reachable value.
+    """
     if len(scores.values) != groups.num_atoms:
         raise ValueError(f"{len(scores.values)} scores for {groups.num_atoms} atoms")
     search = _Search(groups, scores, settings or PlanSettings(), alive)
-    for cost, target, unit in (
-        (CostModel.macs(groups), flops, "MACs"),
-        (CostModel.params(groups), params, "parameters"),
-    ):
-        if target is not None:
-            search.reduce(cost, _absolute(target, cost, unit), unit)
+    for limit in limits:
+        search.reduce(limit)
     return search.alive
 
 
@@ -159,29 +199,33 @@ class _Search:
             return np.zeros(0)
         return np.add.reduceat(per_atom[self._members], self._starts)
 
-    def reduce(self, cost: CostModel, target: int, unit: str) -> None:
-        """Remove bundles until the cost is at or under the target."""
+    def reduce(self, limit: Limit) -> None:
+        """Remove bundles until the cost is at or under its limit."""
+        cost = limit.cost
         whole = cost.total(np.ones_like(self.alive))
         now = cost.total(self.alive)
-        while now > target:
-            step = max(min(_STEP * whole, (now - target) / 2), 1.0)
-            if not self._remove(cost, step, room=now - target + _SLACK * whole):
+        while now > limit.at_most:
+            step = max(min(_STEP * whole, (now - limit.at_most) / 2), 1.0)
+            if not self._remove(limit, step, room=now - limit.at_most + _SLACK * whole):
                 least = smallest_from(self, cost)
                 raise UnreachableTarget(
-                    f"the target of {target:,} {unit} cannot be reached: the smallest reachable is "
-                    f"{least:,} ({least / whole:.1%} of {whole:,}); widths keep at least "
-                    f"--min-channels, frozen groups keep all"
+                    f"the target of {limit.at_most:,} {limit.unit} cannot be reached: the smallest "
+                    f"reachable is {least:,} ({least / whole:.1%} of {whole:,}); widths keep at "
+                    f"least --min-channels, frozen groups keep all"
                 )
             now = cost.total(self.alive)
 
-    def _remove(self, cost: CostModel, step: float, room: float) -> bool:
+    def _remove(self, limit: Limit, step: float, room: float) -> bool:
         """Remove the cheapest bundles worth about `step`; False if nothing may go."""
         self._counts = self.groups.counts(self.alive).astype(np.float64)
-        saving = self._per_bundle(cost.saving(self.alive))
+        saving = self._per_bundle(limit.cost.saving(self.alive))
         useful = np.flatnonzero(self._open & (saving > 0))
         # a threshold compares channels: a bundle of several stands at their mean
         worth = self._sizes if self._plain else saving
-        order = useful[np.argsort(self._scores[useful] / worth[useful], kind="stable")]
+        if limit.spent_for is not None and not self._plain:
+            worth = self._per_bundle(limit.spent_for.saving(self.alive))
+        price = self._scores[useful] / np.maximum(worth[useful], 1e-12)
+        order = useful[np.argsort(price, kind="stable")]
         saved = 0.0
         for index in order:
             if saving[index] <= room - saved and self._take(int(index)):

@@ -1,8 +1,7 @@
-"""The model as given: loaded, exported, measured, traced, and the target it is held against.
+"""The model as given: loaded, exported, measured and traced.
 
-Enters: a checked `RunConfig`. Leaves: a `Baseline` and the `Goal` of the cut. Writes into a scratch
-folder only. Refused: unreadable input, a model at chance level, a target that no cut can reach, a
-provider that does not run the model.
+Enters: a checked `RunConfig`. Leaves: a `Baseline`. Writes into a scratch folder only. Refused:
+unreadable input, a model at chance level, a provider that does not run the model.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ import exporters
 import gbn
 from exporters.session import Session
 from pipeline import verify
-from pipeline.compress import Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data, DataRequest, load_data
@@ -24,7 +22,6 @@ from pipeline.exporting import counted_shapes, export_baseline, exported_opset
 from pipeline.folded_norms import can_insert, insert_norms
 from pipeline.importers import LoadedModel, load_model
 from pipeline.importers.source import model_source
-from pipeline.recipes import RECIPES
 from pipeline.tasks import Judge, load_task
 
 _NORM_BATCHES = 16
@@ -219,41 +216,6 @@ def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> D
         + ", ".join(f"{key} {plain(value)}" for key, value in data.preprocessing.items())
     )
     return data
-
-
-def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal:
-    """Targets in the tracer's units; says them, and refuses what no cut can reach."""
-    target, groups, cost = config.target, baseline.groups, baseline.cost
-    recipe = RECIPES[config.recovery.recipe]
-    settings = gbn.PlanSettings(
-        multiple=config.constraints.channel_multiple,
-        min_channels=config.constraints.min_channels,
-        rank=recipe.rank,
-    )
-    everything = np.ones(groups.num_atoms, dtype=np.bool_)
-    asked: dict[str, int | None] = {"flops": None, "params": None}
-    for name, wanted, exported, model, unit in (
-        ("flops", target.flops, cost.num_macs, gbn.CostModel.macs(groups), "FLOPs"),
-        ("params", target.params, cost.num_params, gbn.CostModel.params(groups), "params"),
-    ):
-        if wanted is None:
-            continue
-        console.say(f"target: {wanted.describe(exported, unit)}")
-        # The exported graph has its norms folded; shares carry over to the tracer's count.
-        whole = model.total(everything)
-        asked[name] = int(min(wanted.absolute(exported) / exported, 1.0) * whole + 1e-6)
-        least = gbn.smallest(groups, model, settings)
-        if least > (asked[name] or 0):
-            raise UsageError(
-                f"the target of {wanted.fraction(exported):.1%} of the {unit} cannot be reached: "
-                f"the smallest reachable is {least / whole:.1%}; frozen groups keep all "
-                f"({sum(g.frozen for g in groups.groups)} of {len(groups.groups)} are frozen)"
-            )
-    console.detail(
-        "FLOPs are multiply-accumulates of convolutions, linear layers and matrix products on the "
-        f"exported graph at batch 1; not counted: {dict(cost.uncounted)}"
-    )
-    return Goal(flops=asked["flops"], params=asked["params"], settings=settings, recipe=recipe)
 
 
 def plain(value: object) -> str:

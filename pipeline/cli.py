@@ -55,25 +55,30 @@ HELP_COLUMN = 25
 
 
 class SectionedOption(click.Option):
-    """An option that the help lists under a heading."""
+    """An option that the help lists under a heading; a rare one only in `--help-all`."""
 
-    def __init__(self, *args: Any, section: str, **attrs: Any) -> None:
+    def __init__(self, *args: Any, section: str, rare: bool = False, **attrs: Any) -> None:
         super().__init__(*args, **attrs)
         self.section = section
+        self.rare = rare
 
 
-def _write_help(ctx: click.Context, command: click.Command, formatter: click.HelpFormatter) -> None:
+def _write_help(
+    ctx: click.Context, command: click.Command, formatter: click.HelpFormatter, *, whole: bool
+) -> None:
     formatter.write(f"Usage: {ctx.find_root().info_name} [OPTIONS] MODEL\n\n")
-    formatter.write(f"{command.help}\n\n{EXAMPLE}")
+    formatter.write(f"{command.help}\n\n{EXAMPLE}" + ("" if whole else "\n"))
     sections: dict[str, list[tuple[str, str]]] = {}
     for param in command.get_params(ctx):
         record = param.get_help_record(ctx)
-        if isinstance(param, click.Option) and record is not None:
+        rare = isinstance(param, SectionedOption) and param.rare
+        if isinstance(param, click.Option) and record is not None and (whole or not rare):
             # --help itself comes last, and belongs to the last section.
             section = param.section if isinstance(param, SectionedOption) else list(sections)[-1]
             sections.setdefault(section, []).append((record[0].ljust(HELP_COLUMN), record[1]))
     for name, records in sections.items():
-        formatter.write(f"\n{name}\n")
+        # one screen: headings stand without blank lines between
+        formatter.write(f"\n{name}\n" if whole else f"{name}\n")
         with formatter.indentation():
             formatter.write_dl(records)
     formatter.write(f"\n{EXIT_CODES}")
@@ -83,8 +88,8 @@ class SectionedCommand(click.Command):
     """A command whose help leads with an example and lists its options in sections."""
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the whole help."""
-        _write_help(ctx, self, formatter)
+        """Write the help."""
+        _write_help(ctx, self, formatter, whole=False)
 
 
 class CompressGroup(DefaultGroup):
@@ -92,7 +97,7 @@ class CompressGroup(DefaultGroup):
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the main job's help."""
-        _write_help(ctx, self.commands[self.default_cmd_name], formatter)
+        _write_help(ctx, self.commands[self.default_cmd_name], formatter, whole=False)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Without any argument, help is what is wanted."""
@@ -112,6 +117,14 @@ class CompressGroup(DefaultGroup):
         extra |= {"standalone_mode": False, "obj": state}
         run: Callable[..., int | None] = super().main
         sys.exit(guarded(lambda: run(args, prog_name or "compress", **extra) or 0, state))
+
+
+def _help_all(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        formatter = ctx.make_formatter()
+        _write_help(ctx, ctx.command, formatter, whole=True)
+        click.echo(formatter.getvalue().rstrip("\n"))
+        ctx.exit()
 
 
 def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
@@ -141,6 +154,15 @@ CONFIG_FILE: dict[str, Any] = {
 }
 
 
+RARE: dict[str, Any] = {"rare": True}
+HELP_ALL: dict[str, Any] = {
+    "is_flag": True,
+    "is_eager": True,
+    "expose_value": False,
+    "callback": _help_all,
+}
+
+
 def _option(section: str, *names: str, **attrs: Any) -> Callable[[Any], Any]:
     return click.option(*names, cls=SectionedOption, section=section, **attrs)
 
@@ -149,46 +171,55 @@ def _option(section: str, *names: str, **attrs: Any) -> Callable[[Any], Any]:
 OPTIONS = (
     _option("Model", "--arch", metavar="WHERE:NAME", help="Builds the network of a state dict."),
     _option("Model", "--input-size", metavar="C,H,W", help="Default: the model's own."),
-    _option("Model", "--trust-pickle", is_flag=True, help="Let a pickled model run its code."),
+    _option(
+        "Model", "--trust-pickle", **RARE, is_flag=True, help="Let a pickled model run its code."
+    ),
     _option("Target", "--target-flops", metavar="KEEP", help="At most 0.6, 60% or 25M MACs."),
     _option("Target", "--target-params", metavar="KEEP", help="The same for parameters."),
+    _option("Target", "--target-latency", metavar="TIME", help="At most 4ms, or 0.6x the time."),
     _option("Target", "--max-accuracy-drop", type=float, metavar="X", help="Points, e.g. 0.5."),
     _option("Data", "--data", metavar="SOURCE", help="Image folders, FILE.npz or FILE.py:FACTORY."),
     _option("Data", "--mean", metavar="X,Y,Z", help="Subtracted, one a channel."),
     _option("Data", "--std", metavar="X,Y,Z", help="Divided by, one a channel."),
-    _option("Data", "--batch-size", type=int, metavar="N", help="Default: 128."),
-    _option("Data", "--workers", type=int, metavar="N", help="Decoding threads. Default: 2."),
-    _option("Data", "--augment", type=AUGMENT, metavar="HOW", help=AUGMENT_HELP),
-    _option("Data", "--task", metavar="FILE.py:FACTORY", help="Own loss and metric."),
+    _option("Data", "--batch-size", **RARE, type=int, metavar="N", help="Default: 128."),
+    _option(
+        "Data", "--workers", **RARE, type=int, metavar="N", help="Decoding threads. Default: 2."
+    ),
+    _option("Data", "--augment", **RARE, type=AUGMENT, metavar="HOW", help=AUGMENT_HELP),
+    _option("Data", "--task", **RARE, metavar="FILE.py:FACTORY", help="Own loss and metric."),
     _option("Recovery", "--epochs", type=int, metavar="N", help=f"In all. {EPOCHS_DEFAULT}"),
-    _option("Recovery", "--recipe", type=RECIPE, metavar="NAME", help=RECIPE_HELP),
-    _option("Recovery", "--lr", type=float, metavar="X", help="Peak learning rate."),
-    _option("Recovery", "--no-distill", is_flag=True, help="Learn from the labels alone."),
-    _option("Recovery", "--insert-bn/--no-insert-bn", default=None, help=INSERT_BN_HELP),
-    _option("Recovery", "--seed", type=int, metavar="N", help="Default: 0."),
+    _option("Recovery", "--recipe", **RARE, type=RECIPE, metavar="NAME", help=RECIPE_HELP),
+    _option("Recovery", "--lr", **RARE, type=float, metavar="X", help="Peak learning rate."),
+    _option("Recovery", "--no-distill", **RARE, is_flag=True, help="Learn from the labels alone."),
+    _option("Recovery", "--insert-bn/--no-insert-bn", **RARE, default=None, help=INSERT_BN_HELP),
+    _option("Recovery", "--seed", **RARE, type=int, metavar="N", help="Default: 0."),
     _option("Constraints", "--channel-multiple", metavar="auto|N", help="Widths are multiples."),
     _option("Constraints", "--freeze", multiple=True, metavar="PATTERN", help=FREEZE_HELP),
-    _option("Constraints", "--min-channels", type=int, metavar="N", help="Fewest in a layer."),
-    _option("Constraints", "--prune-norms", is_flag=True, help=NORMS_HELP),
+    _option(
+        "Constraints", "--min-channels", **RARE, type=int, metavar="N", help="Fewest in a layer."
+    ),
+    _option("Constraints", "--prune-norms", **RARE, is_flag=True, help=NORMS_HELP),
     _option("Deployment", "--provider", type=PROVIDER, metavar="NAME", help=PROVIDER_HELP),
     _option("Deployment", "--precision", type=PRECISION, metavar="NAME", help=PRECISION_HELP),
-    _option("Deployment", "--ort", is_flag=True, help="Also write model.ort, for mobile."),
+    _option("Deployment", "--ort", **RARE, is_flag=True, help="Also write model.ort, for mobile."),
     _option(
         "Deployment",
         "--opset",
+        **RARE,
         type=int,
         metavar="N",
         help=f"Default: the model's, or {DEFAULT_OPSET}.",
     ),
     _option("Run", "--out", metavar="DIR", help="Default: MODEL-compressed."),
     _option("Run", "--resume", is_flag=True, help="Go on after the last finished stage."),
-    _option("Run", "--device", metavar="NAME", help="auto, cpu, mps, cuda or cuda:N."),
-    _option("Run", "--logger", type=LOGGER, metavar="NAME", help=LOGGER_HELP),
+    _option("Run", "--device", **RARE, metavar="NAME", help="auto, cpu, mps, cuda or cuda:N."),
+    _option("Run", "--logger", **RARE, type=LOGGER, metavar="NAME", help=LOGGER_HELP),
     _option("Run", "--config", metavar="FILE.toml", help="These options, by name.", **CONFIG_FILE),
     _option("Run", "--dry-run", is_flag=True, help="Plan, and write nothing."),
     _option("Run", "-v", "--verbose", is_flag=True, help="Details, and tracebacks of errors."),
     _option("Run", "-q", "--quiet", is_flag=True, help="Only warnings and the result."),
     _option("Run", "--json", is_flag=True, help="The report alone on standard output."),
+    _option("Run", "--help-all", help="Every option, also the rarer ones.", **HELP_ALL),
 )
 
 

@@ -7,7 +7,8 @@ network computes.
 
 import copy
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
@@ -21,43 +22,17 @@ from gbn.groups import Mask
 from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.errors import UsageError
-from pipeline.recipes import RECIPES, Recipe
+from pipeline.goal import Goal
 from pipeline.rundir import RunDirectory
 from pipeline.training import Progress, Trainer
 
 _STAGE = "compress"
+_LATENCY_STAGE = "latency"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """What the cut must reach: MACs and parameters as the tracer counts them; None: not asked.
-
-    recipe: the way there.
-    """
-
-    flops: int | None
-    params: int | None
-    settings: gbn.PlanSettings
-    recipe: Recipe = RECIPES["default"]
-
-    def holds_uncut(self, groups: gbn.ChannelGroups) -> bool:
-        """Whether the whole network is within it already."""
-        return all(share >= 1 for share in self.shares(groups))
-
-    def shares(self, groups: gbn.ChannelGroups) -> list[float]:
-        """What may stay of each cost that was asked for."""
-        everything = np.ones(groups.num_atoms, dtype=np.bool_)
-        asked = ((self.flops, gbn.CostModel.macs), (self.params, gbn.CostModel.params))
-        return [
-            limit / cost(groups).total(everything) for limit, cost in asked if limit is not None
-        ]
-
-
-def phases_of(
-    goal: Goal, groups: gbn.ChannelGroups, *, epochs: int, per_epoch: int | None
-) -> tuple[Phase, ...]:
-    """The schedule; without batches there is nothing to recover with, and one cut is all."""
-    share = min(goal.shares(groups))
+def phases_of(goal: Goal, share: float, *, epochs: int, per_epoch: int | None) -> tuple[Phase, ...]:
+    """The schedule down to `share` of what is asked for most; without batches there is nothing to
+    recover with, and one cut is all."""
     if per_epoch is None:
         return (Phase(kind="tick", batches=0),) if share < 1 else ()
     return goal.recipe.schedule(budget=epochs * per_epoch, target=share)
@@ -107,8 +82,17 @@ class Compressor:
 
     def phases(self, epochs: int) -> tuple[Phase, ...]:
         """The schedule of this run."""
+        latency = self._goal.latency
+        first = None if latency is None else self._first_share(latency.own_share)
+        share = min(self._goal.shares(self._groups, first))
         per_epoch = None if self._trainer is None else self._trainer.stream.per_epoch
-        return phases_of(self._goal, self._groups, epochs=epochs, per_epoch=per_epoch)
+        return phases_of(self._goal, share, epochs=epochs, per_epoch=per_epoch)
+
+    def _first_share(self, share: float) -> float:
+        """The share that the run began with: times are measured anew when it is resumed."""
+        if not self._run.is_done(_LATENCY_STAGE):
+            self._run.save_stage(_LATENCY_STAGE, {"share": share})
+        return float(self._run.load_stage(_LATENCY_STAGE)["share"])
 
     def compress(self, epochs: int) -> Compressed:
         """Run all phases that are not done yet. Raises ProofFailed, UnreachableTarget."""
@@ -183,18 +167,7 @@ class Compressor:
         else:
             scores = self._trainer.score(now.model, self._groups, now.alive, phase, now.position)
             now.model.cpu()
-        flops, params = (
-            None if asked is None else asked + round(phase.keep * max(whole - asked, 0))
-            for asked, whole in zip((self._goal.flops, self._goal.params), self._whole, strict=True)
-        )
-        alive = gbn.choose(
-            self._groups,
-            scores,
-            flops=flops,
-            params=params,
-            settings=self._goal.settings,
-            alive=now.alive,
-        )
+        alive = self._chosen(scores, phase.keep, now.alive)
         if (alive == now.alive).all():
             self._console.say(f"{label}: the last cut went far enough already")
             return
@@ -228,6 +201,31 @@ class Compressor:
         self._console.say(
             f"{label}: {kept:.1%} of the MACs kept, gated = removed within {proof.max_abs_diff:.0e}"
         )
+
+    def _chosen(self, scores: gbn.Scores, keep: float, alive: Mask) -> Mask:
+        """What stays of `alive` at a tick to `keep` (1: the original cost, 0: the target)."""
+        asked = (
+            (self._macs, self._goal.flops, self._whole[0], "MACs"),
+            (self._params, self._goal.params, self._whole[1], "parameters"),
+        )
+        counted = [
+            gbn.Limit(cost=cost, at_most=limit + round(keep * max(whole - limit, 0)), unit=unit)
+            for cost, limit, whole, unit in asked
+            if limit is not None
+        ]
+
+        def pick(timed: Sequence[gbn.Limit]) -> Mask:
+            # where time is asked for, it is also what the other limits are paid in
+            paid = [replace(limit, spent_for=time.cost) for time in timed for limit in counted]
+            return gbn.choose_within(
+                self._groups,
+                scores,
+                [*timed, *(paid or counted)],
+                settings=self._goal.settings,
+                alive=alive,
+            )
+
+        return pick([]) if self._goal.latency is None else self._goal.latency.choose(pick, keep)
 
     def _repair(
         self, now: Compressed, small: nn.Module, step: gbn.PrunePlan, plan: gbn.PrunePlan

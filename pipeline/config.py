@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.target import Target
+from pipeline.target import LatencyTarget, Target
 
 __all__ = [
     "ConstraintConfig",
@@ -79,20 +79,23 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetConfig:
-    """What must hold at the end; at least one of `flops` and `params` is needed."""
+    """What must hold at the end; at least one of the first three is needed."""
 
     flops: Target | None = None
     """MACs on the exported graph at batch 1."""
     params: Target | None = None
     """Parameters of the exported graph."""
+    latency: LatencyTarget | None = None
+    """Median time of the exported graph on the run's provider."""
     max_accuracy_drop: float | None = None
     """Largest loss of accuracy, in points (0.5 = from 93.0 % to 92.5 %), or in the units of the
     task's own metric."""
 
     def __post_init__(self) -> None:
         _require(
-            self.flops is not None or self.params is not None,
-            "no target: give --target-flops or --target-params, e.g. --target-flops 0.6",
+            any(t is not None for t in (self.flops, self.params, self.latency)),
+            "no target: give --target-flops, --target-params or --target-latency, e.g. "
+            "--target-flops 0.6",
         )
         drop = self.max_accuracy_drop
         _require(drop is None or drop >= 0, f"--max-accuracy-drop: {drop} is outside 0 to 100")

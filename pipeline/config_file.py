@@ -25,6 +25,7 @@ from pipeline.config import (
     TargetConfig,
 )
 from pipeline.errors import UsageError
+from pipeline.target import LatencyTarget
 
 DEFAULT_EPOCHS = 10
 """Training budget of a run that has data and does not say."""
@@ -46,6 +47,7 @@ OPTION_KINDS: dict[str, str] = {
     "trust_pickle": _FLAG,
     "target_flops": _TEXT_OR_NUMBER,
     "target_params": _TEXT_OR_NUMBER,
+    "target_latency": _TEXT,
     "max_accuracy_drop": _NUMBER,
     "data": _TEXT,
     "mean": _NUMBERS,
@@ -216,6 +218,8 @@ def _target_config(given: Mapping[str, Any]) -> TargetConfig:
         for name in ("flops", "params")
         if f"target_{name}" in given
     }
+    if "target_latency" in given:
+        options["latency"] = LatencyTarget.parse(given["target_latency"], "--target-latency")
     return TargetConfig(**options, **_picked(given, "max_accuracy_drop"))
 
 

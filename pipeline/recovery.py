@@ -12,11 +12,11 @@ from lightning_fabric import Fabric
 from pipeline import checkup
 from pipeline.baseline import Baseline
 from pipeline.checkup import Checkup
-from pipeline.compress import Goal
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
+from pipeline.goal import Goal
 from pipeline.loggers import make_loggers
 from pipeline.objectives import SCORE_BATCH, Objective
 from pipeline.recipes import Recipe

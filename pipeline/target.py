@@ -1,14 +1,16 @@
 """What a cost target means.
 
-Enters: the text of `--target-flops` or `--target-params`.
-Leaves: a `Target`, which gives the allowed count for a baseline.
-Refused, with `UsageError`: shares outside (0, 1], counts without a unit, anything unreadable.
+Enters: the text of `--target-flops`, `--target-params` or `--target-latency`.
+Leaves: a `Target`, which gives the allowed count for a baseline, or a `LatencyTarget`.
+Refused, with `UsageError`: shares outside (0, 1], counts and times without a unit, anything
+unreadable.
 """
 
 import math
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import ClassVar
 
 from pipeline.errors import UsageError
 
@@ -92,3 +94,65 @@ class Target:
         if kept >= 1:
             return f"keep at most {amounts}: already met"
         return f"keep {100 * kept:.1f} % = {amounts} (remove {100 * (1 - kept):.1f} %)"
+
+
+_TIME = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>us|ms|s|x)", re.IGNORECASE)
+_MS = {"us": Fraction(1, 1000), "ms": Fraction(1), "s": Fraction(1000)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyTarget:
+    """What may remain of the median time of a run: a share of the baseline's, or milliseconds.
+
+    Exactly one of the two is set.
+    """
+
+    TOLERANCE: ClassVar[float] = 0.03
+    """Times measured twice differ; a target counts as met up to this share above it."""
+
+    share: Fraction | None = None
+    """In (0, 1]."""
+    limit_ms: Fraction | None = None
+    """Above 0."""
+
+    def __post_init__(self) -> None:
+        if (self.share is None) == (self.limit_ms is None):
+            raise UsageError("a latency target is either a share or a time: give one of them")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise UsageError(f"a latency target's share lies in (0, 1], {self.share} does not")
+        if self.limit_ms is not None and self.limit_ms <= 0:
+            raise UsageError(f"a latency target is above 0 ms, {self.limit_ms} is not")
+
+    @classmethod
+    def parse(cls, text: str, what: str) -> "LatencyTarget":
+        """Read "0.6x" (at most 0.6 times the baseline's time) or "4ms", "800us", "0.1s".
+
+        `what` names the option in messages. Raises UsageError for anything else.
+        """
+        forms = "give a time with its unit, 4ms or 800us, or the share of the time to keep, 0.6x"
+        match = _TIME.fullmatch(text.strip())
+        if match is None:
+            raise UsageError(f"{what}: cannot read {text!r}: {forms}")
+        number, unit = Fraction(match["number"]), match["unit"].lower()
+        if number == 0:
+            raise UsageError(f"{what}: {text!r} leaves no time: {forms}")
+        if unit == "x":
+            if number > 1:
+                raise UsageError(
+                    f"{what}: {text!r} is above 1: 0.5x keeps half of the time, twice the speed "
+                    f"({forms})"
+                )
+            return cls(share=number)
+        return cls(limit_ms=number * _MS[unit])
+
+    def ms(self, before_ms: float) -> float:
+        """The time that may remain, for a baseline of `before_ms`."""
+        if self.limit_ms is not None:
+            return float(self.limit_ms)
+        assert self.share is not None
+        return float(self.share) * before_ms
+
+    def describe(self, before_ms: float) -> str:
+        """ "4 ms (0.6x) of 6.67 ms"."""
+        ms = self.ms(before_ms)
+        return f"{ms:.3g} ms ({ms / before_ms:.2f}x) of {before_ms:.3g} ms"

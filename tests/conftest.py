@@ -1,6 +1,6 @@
 """Fixtures shared by the tests of the pruning library."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,14 @@ def _randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 def _one_thread() -> None:
     """Tiny networks run many times slower when threads contend for few cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Times that tests measure on a busy machine must not stay in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

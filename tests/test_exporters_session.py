@@ -191,3 +191,9 @@ def test_cuda_runs_the_product_itself() -> None:
     session = open_session(linear(), "cuda")
     assert session.nodes_elsewhere == {}
     np.testing.assert_allclose(session.run({"x": rows(5)})[0], 2 * rows(5), rtol=1e-6)
+
+
+def test_bound_outputs_are_where_the_provider_keeps_its_tensors() -> None:
+    run = open_session(linear(), "cpu").bind({"x": rows(3)})
+    run()
+    assert set(run.output_devices()) == {"cpu"}

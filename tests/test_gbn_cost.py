@@ -108,3 +108,25 @@ def test_a_module_called_twice_costs_twice():
     conv = nn.Conv2d(3, 3, 1)
     groups = gbn.trace(nn.Sequential(conv, nn.ReLU(), conv), X)
     assert gbn.CostModel.macs(groups).total(everything(groups)) == 2 * (2 * 64 * 9)
+
+
+def test_time_by_hand_rounds_widths_up_to_steps():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    groups = gbn.trace(model, X)
+    width = groups.tensors["0.weight"][0]
+    terms = [
+        gbn.TimeTerm(nanoseconds=100.0),
+        gbn.TimeTerm(nanoseconds=5.0, dims=(width,), steps=(4,)),
+    ]
+    time = gbn.CostModel.time(groups, terms)
+    assert time.total(everything(groups)) == 100 + 5 * 8
+    alive = everything(groups)
+    alive[:3] = False
+    assert time.total(alive) == 100 + 5 * 8  # 5 channels are computed as 8
+    alive[:4] = False
+    assert time.total(alive) == 100 + 5 * 4
+
+
+def test_a_term_needs_a_step_for_each_width():
+    with pytest.raises(ValueError, match="a term of 1 widths has 0 steps"):
+        gbn.TimeTerm(nanoseconds=1.0, dims=(0,))

@@ -267,3 +267,69 @@ def test_a_threshold_leaves_a_tenth_of_each_width():
     settings = gbn.PlanSettings(rank="score")
     plan = gbn.plan(groups, gbn.Scores(values, "set"), flops=0.4, settings=settings)
     assert widths(plan)["one"] == 4  # of 32, a tenth rounded up
+
+
+def two_layers():
+    """60 channels, then 40; each pixel costs 3 * 60 + 60 * 40 + 40 * 4 MACs."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 60, 1), nn.ReLU(), nn.Conv2d(60, 40, 1), nn.ReLU(), nn.Conv2d(40, 4, 1)
+    )
+    groups = gbn.trace(model, X)
+    return groups, groups.tensors["0.weight"][0], groups.tensors["2.weight"][0]
+
+
+def timed(groups, per_width):
+    terms = [gbn.TimeTerm(nanoseconds=ns, dims=(d,), steps=(1,)) for d, ns in per_width.items()]
+    return gbn.CostModel.time(groups, terms)
+
+
+def test_a_limit_in_time_cuts_where_time_is_saved_not_where_macs_are():
+    groups, first, second = two_layers()
+    time = timed(groups, {first: 100.0, second: 1.0})
+    limit = gbn.Limit(cost=time, at_most=4000, unit="ns")
+    alive = gbn.choose_within(groups, gbn.Scores(np.ones(groups.num_atoms), "even"), [limit])
+    counts = groups.counts(alive)
+    assert counts[second] == 40 and counts[first] in (38, 39)  # 3840 + 40, or 3940 + 40
+
+
+def test_channels_can_go_by_time_until_the_macs_are_few_enough():
+    groups, first, second = two_layers()
+    time = timed(groups, {first: 100.0, second: 1.0})
+    macs = gbn.CostModel.macs(groups)
+    half = macs.total(np.ones(groups.num_atoms, bool)) // 2
+    limit = gbn.Limit(cost=macs, at_most=half, unit="MACs", spent_for=time)
+    alive = gbn.choose_within(groups, gbn.Scores(np.ones(groups.num_atoms), "even"), [limit])
+    assert macs.total(alive) <= half
+    assert groups.counts(alive)[second] == 40 and groups.counts(alive)[first] < 30
+
+
+def test_several_limits_hold_together():
+    groups, _, second = two_layers()
+    time = timed(groups, {second: 10.0})
+    macs = gbn.CostModel.macs(groups)
+    limits = [
+        gbn.Limit(cost=macs, at_most=macs.total(np.ones(groups.num_atoms, bool)) // 2, unit="MACs"),
+        gbn.Limit(cost=time, at_most=100, unit="ns"),
+    ]
+    alive = gbn.choose_within(groups, random_scores(groups, 0), limits)
+    assert all(limit.cost.total(alive) <= limit.at_most for limit in limits)
+
+
+def test_a_limit_in_time_that_no_cut_reaches_says_the_least():
+    groups, first, _ = two_layers()
+    time = timed(groups, {first: 10.0})
+    limit = gbn.Limit(cost=time, at_most=59, unit="ns by measured layers")
+    with pytest.raises(
+        gbn.UnreachableTarget, match=r"59 ns by measured layers .* reachable is 60 "
+    ):
+        gbn.choose_within(groups, random_scores(groups, 0), [limit])
+
+
+@pytest.mark.parametrize(("width", "multiple"), [(128, 16), (127, 8), (64, 8), (16, 2), (7, 1)])
+def test_auto_starts_from_the_fastest_multiple(width, multiple):
+    assert gbn.PlanSettings(multiple="auto", fastest=16).multiple_of(width) == multiple
+
+
+def test_the_fastest_multiple_is_a_power_of_two():
+    with pytest.raises(ValueError, match="fastest is 12; give a power of two"):
+        gbn.PlanSettings(fastest=12)

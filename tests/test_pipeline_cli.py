@@ -168,7 +168,7 @@ def test_an_error_in_the_file_is_one_line(stub: Stub, model: str) -> None:
 
 
 def test_the_file_knows_the_same_options_as_the_command_line() -> None:
-    names = {param.name for param in prune.params} - {"config", None}
+    names = {param.name for param in prune.params} - {"config", "help_all", None}
     assert names == set(OPTION_KINDS)
 
 
@@ -327,21 +327,29 @@ def test_a_terminal_gets_a_bar_with_rate_and_remaining_time(
         assert part in shown
 
 
-@pytest.mark.parametrize("args", [("--help",), ("prune", "--help"), ()])
-def test_help_leads_with_an_example_and_lists_every_option(args: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "args", [("--help",), ("prune", "--help"), (), ("--help-all",), ("prune", "--help-all")]
+)
+def test_help_leads_with_an_example_and_lists_options_in_sections(args: tuple[str, ...]) -> None:
     result = _run(*args)
     assert result.exit_code == 0
     assert result.stdout.index("compress --target-flops 0.6 model.pt") < result.stdout.index(
         "--out"
     )
-    for param in prune.params:
-        if isinstance(param, click.Option):
-            assert param.opts[-1] in result.stdout
-            assert param.help
     found = re.findall(r"^([A-Z]\w+)$", result.stdout, re.MULTILINE)
     sections = ["Model", "Target", "Data", "Recovery", "Constraints", "Deployment", "Run"]
     assert found == sections
     assert max(len(line) for line in result.stdout.splitlines()) <= 80
+
+
+def test_help_fits_one_screen_and_help_all_has_every_option() -> None:
+    short, whole = _run("--help").stdout, _run("--help-all").stdout
+    assert len(short.splitlines()) <= 45
+    for param in prune.params:
+        if isinstance(param, click.Option):
+            assert param.opts[-1] in whole
+            assert param.help
+    assert "--help-all" in short and "--recipe" not in short
 
 
 @pytest.mark.parametrize("args", [("--help",), ("--version",), ("prune", "--help")])

@@ -10,6 +10,7 @@ only where there is data: a gate without any starts in a fraction of the time.
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -195,37 +196,41 @@ def _check_accuracy(
     judge = Judge(task=CLASSIFICATION)
     after = verify.accuracy(candidate, data, judge, console, "accuracy")
     before = verify.accuracy(baseline, data, judge, console, "baseline") if baseline else None
-    seconds = monotonic() - began
     found.figures["accuracy"] = {
         "metric": after.metric,
         "samples": after.samples,
         "before": before.value if before else None,
         "after": after.value,
     }
+    found.checks += _accuracy_checks(config, before, after, monotonic() - began)
+
+
+def _accuracy_checks(
+    config: VerifyConfig,
+    before: exporters.Accuracy | None,
+    after: exporters.Accuracy,
+    seconds: float,
+) -> Iterator[Check]:
     least, largest_drop = config.limits.min_accuracy, config.limits.max_accuracy_drop
     share = f"{100 * after.value:.2f} % of {after.samples}"
     if least is not None:
-        found.checks.append(
-            Check(
-                kind="accuracy",
-                name="accuracy",
-                state=MET if after.value >= least else MISSED,
-                measured=share,
-                limit=f"at least {100 * least:g} %",
-                seconds=seconds,
-            )
+        yield Check(
+            kind="accuracy",
+            name="accuracy",
+            state=MET if after.value >= least else MISSED,
+            measured=share,
+            limit=f"at least {100 * least:g} %",
+            seconds=seconds,
         )
     if largest_drop is not None and before is not None:
         drop = 100 * (before.value - after.value)
-        found.checks.append(
-            Check(
-                kind="accuracy",
-                name="accuracy drop",
-                state=MET if drop <= largest_drop + _POINTS_ROUNDING else MISSED,
-                measured=f"{drop:.2f} points, from {100 * before.value:.2f} % to {share}",
-                limit=f"at most {largest_drop:g} points",
-                seconds=seconds,
-            )
+        yield Check(
+            kind="accuracy",
+            name="accuracy drop",
+            state=MET if drop <= largest_drop + _POINTS_ROUNDING else MISSED,
+            measured=f"{drop:.2f} points, from {100 * before.value:.2f} % to {share}",
+            limit=f"at most {largest_drop:g} points",
+            seconds=seconds,
         )
 
 

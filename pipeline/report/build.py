@@ -109,7 +109,9 @@ def _required(measured: Measurements) -> set[str]:
         "flops": measured.target_flops,
         "params": measured.target_params,
         "accuracy": measured.max_accuracy_drop,
-        "latency": measured.min_speedup,
+        "latency": measured.min_speedup
+        or measured.target_latency_ms
+        or measured.target_latency_kept,
     }
     # where nothing had to go, there is no surgery to prove
     cut = measured.flops is None or measured.flops.after < measured.flops.before
@@ -158,9 +160,19 @@ def _accuracy_holds(measured: Measurements) -> bool | None:
 
 
 def _latency_holds(measured: Measurements) -> bool | None:
-    if measured.latency is None or measured.min_speedup is None:
+    found = measured.latency
+    if found is None:
         return None
-    return measured.latency.speedup_ci95[0] >= measured.min_speedup
+    allowed = 1 + measured.latency_tolerance
+    limit_ms, kept = measured.target_latency_ms, measured.target_latency_kept
+    checks = []
+    if measured.min_speedup is not None:
+        checks.append(found.speedup_ci95[0] >= measured.min_speedup)
+    if limit_ms is not None:
+        checks.append(found.after.p50_ms <= limit_ms * allowed)
+    if kept is not None:
+        checks.append(found.speedup_median * kept * allowed >= 1)
+    return all(checks) if checks else None
 
 
 def _provider_holds(measured: Measurements) -> bool | None:
@@ -196,7 +208,9 @@ def _target_section(measured: Measurements) -> dict[str, Any]:
         "params": measured.target_params,
         "max_accuracy_drop_points": measured.max_accuracy_drop if in_points else None,
         "max_metric_drop": None if in_points else measured.max_accuracy_drop,
-        "latency_ms": None,
+        "latency_ms": measured.target_latency_ms,
+        "latency_kept": measured.target_latency_kept,
+        "latency_tolerance": measured.latency_tolerance,
         "min_speedup": measured.min_speedup,
     }
 
@@ -205,7 +219,11 @@ def _latency_section(measured: Measurements) -> dict[str, Any]:
     assert measured.latency is not None
     section = dataclasses.asdict(measured.latency)
     median, interval = section.pop("speedup_median"), section.pop("speedup_ci95")
-    return section | {"speedup": {"median": median, "ci95": list(interval)}}
+    return section | {
+        "speedup": {"median": median, "ci95": list(interval)},
+        "layers": dict(measured.latency_layers),
+        "plan": None if measured.latency_plan is None else dict(measured.latency_plan),
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -146,6 +146,16 @@ class Measurements:
     """Points, or units of the task's metric, that may be lost, where that was asked."""
     min_speedup: float | None = None
     """Speed-up whose whole interval must be reached, where that was asked."""
+    target_latency_ms: float | None = None
+    """Median time that may remain, where a time was asked."""
+    target_latency_kept: float | None = None
+    """Share of the median time that may remain, where a share was asked."""
+    latency_tolerance: float = 0.0
+    """A target of time is met up to this share above it: times measured twice differ."""
+    latency_layers: Mapping[str, Any] = field(default_factory=dict)
+    """{nodes_ms, rows}: what each layer cost before and after, or {skipped: why}."""
+    latency_plan: Mapping[str, Any] | None = None
+    """How the target of time was planned, where one was asked."""
     uncounted_ops: Mapping[str, int] = field(default_factory=dict)
     """Op type -> how many nodes the MAC count leaves out."""
     groups: Sequence[Mapping[str, Any]] = ()

@@ -1,0 +1,57 @@
+"""Measured times, kept between runs: they belong to a machine and its versions, not to a run.
+
+Enters: what was measured and where. Leaves: the stored value, or None. The folder is
+`gbn-compress/times` in the user's cache folder (XDG_CACHE_HOME); deleting it is safe at any time.
+A file that cannot be read or written counts as not there.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from exporters.files import write_atomically
+
+_FORMAT = 1
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def processor_name() -> str:
+    """The processor's own name, as far as the system tells it."""
+    if _CPUINFO.is_file():
+        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+        wanted = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+        return " ".join(dict.fromkeys(wanted))
+    return f"{platform.machine()} {platform.processor()}"
+
+
+class TimeCache:
+    """Times on one machine: keys hold whatever else decides a value."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        self._folder = folder or root / "gbn-compress" / "times"
+        self._machine = (_FORMAT, processor_name(), os.cpu_count(), onnxruntime.__version__)
+
+    def get(self, *key: object) -> Any | None:
+        """What was put under this key on a machine and versions like these."""
+        try:
+            return json.loads(self._file(key).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def put(self, value: object, *key: object) -> None:
+        """Keep a JSON value."""
+        content = json.dumps(value).encode()
+        with contextlib.suppress(OSError):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._file(key), lambda file: file.write(content))
+
+    def _file(self, key: tuple[object, ...]) -> Path:
+        text = repr((self._machine, key))
+        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
