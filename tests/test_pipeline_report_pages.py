@@ -301,7 +301,7 @@ def test_runs_that_were_measured_otherwise_are_left_out_with_the_reason() -> Non
     assert found["one"] is None
     assert found["slow"] is None
     assert found["untimed"] == "no: latency was not measured"
-    assert found["gpu"] == "no: timed on cuda, batch 1, 1 threads, Linux"
+    assert found["gpu"] == "no: timed on cuda, batch 1, 1 thread, Linux"
     assert found["free"] == "no: judged by top1 agreement (n=96)"
     assert [entry.name for entry in compare(runs).front] == ["one"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report import build_report, render_html
+from pipeline.report import BeforeAfter, build_report, render_html
 from pipeline.report.compare import compare, comparison_html
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -107,6 +107,31 @@ def test_groups_are_sorted_by_a_click_or_a_key_and_say_so(
     after.locator("button").click()
     assert after.get_attribute("aria-sort") == "descending"
     assert names.all_inner_texts() == ["b", "c", "a"]  # 8, 8, 4
+
+
+def test_figures_are_sorted_as_numbers_whatever_their_unit(browser: Any, tmp_path: Path) -> None:
+    sizes = {"small": 999, "large": 1_000_000, "middle": 20_500}
+    runs = [
+        (name, build_report(measured(size_bytes=BeforeAfter(before=2_000_000, after=size))))
+        for name, size in sizes.items()
+    ]
+    page = tmp_path / "page.html"
+    page.write_text(comparison_html(compare(runs)))
+    view, _ = opened(browser, page)
+    table = view.locator("table").first
+    table.get_by_role("button", name="Size").click()
+    assert table.locator("tbody th").all_inner_texts() == ["small", "middle", "large"]
+    history = {"metric": "top1", "samples": 9, "in_points": True, "higher_is_better": True}
+    points = [
+        {"name": name, "kind": "tick", "flops_kept": kept, "value": 0.5}
+        for name, kept in (("a", 0.0925), ("b", 1.0), ("c", 0.095))
+    ]
+    page.write_text(render_html(build_report(measured(history=history | {"points": points}))))
+    view, _ = opened(browser, page)
+    view.locator("details").first.evaluate("element => { element.open = true; }")
+    table = view.locator("details table").first
+    table.get_by_role("button", name="FLOPs kept").click()
+    assert table.locator("tbody th").all_inner_texts() == ["a", "c", "b"]
 
 
 def test_groups_are_filtered_by_words_and_by_state(browser: Any, pages: dict[str, Path]) -> None:

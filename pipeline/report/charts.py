@@ -265,12 +265,10 @@ def times_chart(report: Report) -> Chart | None:
         f"Medians {fmt.digits(before[50])} ms before and {fmt.digits(after[50])} ms after; "
         f"{median:.2f} times as fast, 95 % interval {low:.2f} to {high:.2f}."
     )
-    threads = latency.get("threads", 1)
-    on = f"{latency['provider']}, batch {latency['batch']}, {threads} thread" + "s" * (threads > 1)
     return Chart(
         name="times",
         title=title,
-        caption=f"{on}, {latency['before']['n']} rounds. {told}",
+        caption=f"{fmt.timed_on(latency)}, {latency['before']['n']} rounds. {told}",
         svg=svg.drawn("times", title, told, draw, height=4.2, rows=(4, 1)),
         head=("% of runs", "Before, at most ms", "After, at most ms"),
         rows=tuple((str(q), f"{before[q]:.4g}", f"{after[q]:.4g}") for q in _QUANTILES),

@@ -143,9 +143,8 @@ def _left_out(report: Report, first: Report | None) -> str | None:
 def _timed_on(report: Report) -> str:
     latency = report.latency
     assert latency is not None
-    threads = latency.get("threads", 1)
     device = report.environment.get("platform", "an unnamed machine")
-    return f"{latency['provider']}, batch {latency['batch']}, {threads} threads, {device}"
+    return f"{fmt.timed_on(latency)}, {device}"
 
 
 def _figures(report: Report) -> tuple[float, float]:

@@ -119,6 +119,13 @@ def _latency_rows(latency: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     ]
 
 
+def timed_on(latency: dict[str, Any]) -> str:
+    """ "cpu, batch 1, 1 thread"."""
+    threads = latency.get("threads", 1)
+    plural = "" if threads == 1 else "s"
+    return f"{latency['provider']}, batch {latency['batch']}, {threads} thread{plural}"
+
+
 def speedup(latency: dict[str, Any]) -> str:
     """ "1.35x [1.30, 1.41]", and in words where that is no speed-up."""
     low, high = latency["speedup"]["ci95"]

@@ -19,10 +19,10 @@
     const cell = row.cells[column];
     return cell.dataset.sort ?? cell.textContent.trim();
   };
+  const numberIn = (text) => (/^[-+]?\d+(\.\d+)?(e[-+]?\d+)?( ?%|x .*)?$/.test(text) ? parseFloat(text) : NaN);
   const compare = (a, b) => {
-    const [x, y] = [Number(a), Number(b)];
-    if (a !== "" && b !== "" && !Number.isNaN(x) && !Number.isNaN(y)) return x - y;
-    return a.localeCompare(b, undefined, { numeric: true });
+    const difference = numberIn(a) - numberIn(b);
+    return Number.isNaN(difference) ? a.localeCompare(b, undefined, { numeric: true }) : difference;
   };
   for (const table of document.querySelectorAll("table.sortable")) {
     const heads = [...table.tHead.rows[0].cells];
