@@ -6,7 +6,7 @@ small = gbn.prune(model, plan)
 assert gbn.prove(model, plan, small, example_inputs).ok
 """
 
-from gbn.cost import CostModel, TimeTerm
+from gbn.cost import CostModel, Sparing, TimeTerm
 from gbn.errors import (
     GbnError,
     PlanMismatch,
@@ -46,6 +46,7 @@ __all__ = [
     "RuleError",
     "Scores",
     "ScoresNotFinite",
+    "Sparing",
     "TimeTerm",
     "TraceError",
     "UnreachableTarget",

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from gbn.cost import CostModel, positions_lost
+from gbn.cost import CostModel, Saving, positions_lost
 from gbn.errors import UnreachableTarget
 from gbn.groups import LEAST_WIDTH, ChannelGroups, Mask
 from gbn.prune_plan import PrunePlan
@@ -112,14 +112,14 @@ def choose(
 class Limit:
     """A cost and the most that may remain of it.
 
-    unit: for messages. spent_for: the cost that scores are given up for, where that is another
-    one: channels then go in the order of score per time, say, until the MACs are few enough.
+    unit: for messages. spent_for: what scores are given up for, where that is something else:
+    channels then go in the order of score per time, say, until the MACs are few enough.
     """
 
     cost: CostModel
     at_most: int
     unit: str
-    spent_for: CostModel | None = None
+    spent_for: Saving | None = None
 
 
 def choose_within(
@@ -224,7 +224,7 @@ class _Search:
         worth = self._sizes if self._plain else saving
         if limit.spent_for is not None and not self._plain:
             worth = self._per_bundle(limit.spent_for.saving(self.alive))
-        price = self._scores[useful] / np.maximum(worth[useful], 1e-12)
+        price = self._scores[useful] / np.maximum(worth[useful], 1e-30)
         order = useful[np.argsort(price, kind="stable")]
         saved = 0.0
         for index in order:

@@ -333,3 +333,19 @@ def test_auto_starts_from_the_fastest_multiple(width, multiple):
 def test_the_fastest_multiple_is_a_power_of_two():
     with pytest.raises(ValueError, match="fastest is 12; give a power of two"):
         gbn.PlanSettings(fastest=12)
+
+
+def test_channels_that_take_long_for_few_macs_go_first_where_macs_are_spared():
+    groups, first, second = two_layers()
+    macs = gbn.CostModel.macs(groups)
+    everything = np.ones(groups.num_atoms, bool)
+    # a channel of the first layer saves 43 / 2740 of the MACs, one of the second 64 / 2740
+    time = timed(groups, {first: 1.0, second: 1.0})
+    plain, sparing = (
+        gbn.Sparing(of=time, leaving=macs, weight=weight).saving(everything)
+        for weight in (0.0, 0.5)
+    )
+    one, two = (groups.dims[dim].atoms[0] for dim in (first, second))
+    assert plain[one] == plain[two] == pytest.approx(1 / 100)
+    assert sparing[one] == pytest.approx(1 / 100 - 0.5 * 43 / 2740)
+    assert sparing[two] == pytest.approx(max(1 / 100 - 0.5 * 64 / 2740, 1 / 10000))

@@ -115,7 +115,12 @@ def fake_network(groups, scale=1.0, before_ms=1.0):
         return SimpleNamespace(ms=ms, share=ms / before_ms)
 
     return SimpleNamespace(
-        groups=groups, cost=cost, before_ms=before_ms, whole_time=whole_time, described=dict
+        groups=groups,
+        cost=cost,
+        before_ms=before_ms,
+        whole_time=whole_time,
+        described=dict,
+        same_graph=True,
     )
 
 
@@ -227,14 +232,15 @@ def judged(**targets):
     """A report of a run that went from 10 ms to 6.1 ms."""
     before, after = (LatencySummary(p50_ms=ms, p90_ms=ms, p99_ms=ms, n=50) for ms in (10.0, 6.1))
     measured = Measurements(
-        flops=None, params=None, size_bytes=None, accuracy=None, surgery=None,
+        flops=None, params=None, size_bytes=None, accuracy=None,
+        surgery=Difference(max_abs_diff=0.0, tolerance=1e-4),
         parity=Difference(max_abs_diff=0.0, tolerance=1e-4),
         latency=Latency(
             provider="cpu", batch=1, before=before, after=after, speedup_median=10 / 6.1,
             speedup_ci95=(1.6, 1.7),
         ),
         provider=Provider(requested="cpu", ran=("cpu",)),
-        skipped={"flops": "none", "params": "none", "accuracy": "none", "surgery": "none"},
+        skipped={"flops": "none", "params": "none", "accuracy": "none"},
         latency_tolerance=LatencyTarget.TOLERANCE,
         latency_layers={"rows": []},
         **targets,

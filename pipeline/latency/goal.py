@@ -47,6 +47,8 @@ class LatencyGoal:
     @property
     def own_share(self) -> float:
         """The target as a share of the uncut graph's time in the run's precision."""
+        if self.network.same_graph:
+            return self.target.ms(self.network.before_ms) / self.network.before_ms
         return self._target_ns / max(self._whole_ns, 1)
 
     def require_reachable(self, settings: gbn.PlanSettings) -> None:

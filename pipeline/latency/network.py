@@ -49,7 +49,7 @@ class WholeTime:
 class TimedNetwork:
     """cost: modelled nanoseconds of the graph in the run's precision. before_ms: measured, of the
     model as given. typical_error: of the model of one node. scale: whole time over the sum of
-    nodes, at full width.
+    nodes, at full width. same_graph: uncut, it is the graph of the model as given.
     """
 
     groups: gbn.ChannelGroups
@@ -60,6 +60,7 @@ class TimedNetwork:
     before_ms: float
     fit: TimeFit
     scale: float
+    same_graph: bool
 
     def whole_time(self, alive: Mask, seconds: float = _CONFIRM_S) -> WholeTime:
         """Measure the whole graph with these atoms against the model as given."""
@@ -110,11 +111,13 @@ def time_network(
     before = place.open(baseline.onnx)
     calibrated = uniform_cuts(groups, step)
     sessions = [place.open(resizable.at(groups.counts(alive))) for alive in calibrated]
-    times, _ = _in_turns(place, [before, *sessions], _CALIBRATION_S)
-    cost, scale = _calibrated(groups, fit, calibrated, times[1:])
+    times, shares = _in_turns(place, [before, *sessions], _CALIBRATION_S)
+    own = [share * times[0] for share in shares[1:]]
+    cost, scale = _calibrated(groups, fit, calibrated, own)
     network = TimedNetwork(
         groups=groups, cost=cost, resizable=resizable, before=before, place=place,
         before_ms=times[0], fit=fit, scale=scale,
+        same_graph=config.deploy.precision == "fp32",
     )  # fmt: skip
     console.say(
         f"baseline: {times[0]:.3g} ms on {place.provider}, batch {place.batch}; its nodes add up "
@@ -179,10 +182,9 @@ def _measured(
 def _in_turns(
     place: Place, sessions: Sequence[Session], seconds: float
 ) -> tuple[list[float], list[float]]:
-    """Times of each in ms, and its share of the first one's.
+    """Median ms of each, and the median of its share of the first one's, round by round.
 
-    Lower quartiles of undisturbed rounds: on a machine with other work these repeat best, and on a
-    quiet one they lie beside the medians.
+    Of undisturbed rounds: the same figures as the run's verdict is made of.
     """
     timed = [
         exporters.Timed(name=str(number), session=session, inputs=place.inputs(session))
@@ -193,8 +195,9 @@ def _in_turns(
     )
     with exporters.on_core(place.cores):
         found = exporters.measure_latency(timed, settings)
-    times = np.percentile(found.samples_ms[found.undisturbed], 25, axis=0)
-    return times.tolist(), (times / times[0]).tolist()
+    rows = found.samples_ms[found.undisturbed]
+    shares = np.median(rows / rows[:, :1], axis=0)
+    return np.median(rows, axis=0).tolist(), shares.tolist()
 
 
 def _calibrated(
