@@ -112,7 +112,7 @@ class Compressor:
                 self._recover(now, phase, label)
             now.done, now.step, now.optimizer = number + 1, 0, None
             now.position += phase.batches
-            point = {
+            point: dict[str, Any] = {
                 "name": label,
                 "seconds": round(monotonic() - began, 2),
                 "flops_kept": self._macs.total(now.alive) / self._whole[0],

@@ -6,16 +6,13 @@ matplotlib is slow to import: this file is imported where a page is made.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 
 from pipeline.report import format as fmt
 from pipeline.report import svg
 from pipeline.report.build import Report
-
-if TYPE_CHECKING:
-    from pipeline.report.compare import Comparison, Entry
 
 _KINDS = {
     "given": ("D", "as given"),
@@ -52,8 +49,33 @@ def history_chart(report: Report) -> Chart | None:
     history = report.history
     if history is None or len(history["points"]) < 2:
         return None
-    scale = 100 if history["in_points"] else 1
     points = [p for p in history["points"] if p["value"] is not None]
+    first, last = points[0], points[-1]
+    caption = (
+        f"Checked in PyTorch on {history['samples']} held-out samples after each phase; the "
+        "accuracy that counts is measured on the ONNX files, above."
+    )
+    if report.fidelity is not None:
+        caption = f"Checked in PyTorch on {history['samples']} made-up images after each phase."
+    title = f"{history['metric']} on the way to fewer FLOPs"
+    told = (
+        f"{title}: from {_value(first, history)} at {fmt.percent(first['flops_kept'])} of the "
+        f"FLOPs to {_value(last, history)} at {fmt.percent(last['flops_kept'])}."
+    )
+    return Chart(
+        name="history",
+        title=title,
+        caption=caption,
+        svg=svg.drawn(
+            "history", title, told, _draw_history(history, points), height=3.4, rows=(1,)
+        ),
+        head=("Phase", "FLOPs kept", history["metric"]),
+        rows=tuple((p["name"], fmt.percent(p["flops_kept"]), _value(p, history)) for p in points),
+    )
+
+
+def _draw_history(history: dict[str, Any], points: list[dict[str, Any]]) -> svg.Draw:
+    scale = 100 if history["in_points"] else 1
     unit = ", %" if history["in_points"] else ""
 
     def draw(axes: list[Axes]) -> None:
@@ -76,26 +98,7 @@ def history_chart(report: Report) -> Chart | None:
         ax.set_ylabel(f"{history['metric']}{unit}")
         ax.legend(loc="best")
 
-    first, last = points[0], points[-1]
-    caption = (
-        f"Checked in PyTorch on {history['samples']} held-out samples after each phase; the "
-        "accuracy that counts is measured on the ONNX files, above."
-    )
-    if report.fidelity is not None:
-        caption = f"Checked in PyTorch on {history['samples']} made-up images after each phase."
-    title = f"{history['metric']} on the way to fewer FLOPs"
-    told = (
-        f"{title}: from {_value(first, history)} at {fmt.percent(first['flops_kept'])} of the "
-        f"FLOPs to {_value(last, history)} at {fmt.percent(last['flops_kept'])}."
-    )
-    return Chart(
-        name="history",
-        title=title,
-        caption=caption,
-        svg=svg.drawn("history", title, told, draw, height=3.4, rows=(1,)),
-        head=("Phase", "FLOPs kept", history["metric"]),
-        rows=tuple((p["name"], fmt.percent(p["flops_kept"]), _value(p, history)) for p in points),
-    )
+    return draw
 
 
 def _value(point: dict[str, Any], history: dict[str, Any]) -> str:
@@ -272,47 +275,4 @@ def times_chart(report: Report) -> Chart | None:
         svg=svg.drawn("times", title, told, draw, height=4.2, rows=(4, 1)),
         head=("% of runs", "Before, at most ms", "After, at most ms"),
         rows=tuple((str(q), f"{before[q]:.4g}", f"{after[q]:.4g}") for q in _QUANTILES),
-    )
-
-
-def front_chart(comparison: "Comparison") -> Chart | None:
-    """Quality against latency of several runs, with those that no other one beats joined."""
-    entries = comparison.comparable
-    if len(entries) < 2:
-        return None
-    front = comparison.front
-
-    def at(entry: "Entry") -> tuple[float, float]:
-        assert entry.quality is not None
-        assert entry.p50_ms is not None
-        return entry.p50_ms, entry.quality.value * (100 if entry.quality.in_points else 1)
-
-    def draw(axes: list[Axes]) -> None:
-        (ax,) = axes
-        ax.plot(*zip(*map(at, front), strict=True), color=svg.AFTER, linewidth=1, zorder=1)
-        for chosen, marker, colour, label in (
-            (front, "o", svg.AFTER, "no other run is better in both"),
-            ([e for e in entries if not e.on_front], "x", svg.TEXT, "beaten by another run"),
-        ):
-            if chosen:
-                ax.scatter(*zip(*map(at, chosen), strict=True), marker=marker, color=colour,
-                           label=label, zorder=2)  # fmt: skip
-        for entry in entries:
-            ax.annotate(entry.name, at(entry), xytext=(5, 5), textcoords="offset points")
-        ax.margins(0.15)
-        ax.set_xlabel("p50 latency, ms")
-        ax.set_ylabel(comparison.metric or "")
-        ax.legend(loc="best")
-
-    title = "Quality against latency"
-    told = f"On the front: {', '.join(entry.name for entry in front)}."
-    return Chart(
-        name="front",
-        title=title,
-        caption=f"{comparison.metric}, {comparison.timed_on}. {told}",
-        svg=svg.drawn("front", title, told, draw, height=3.8, rows=(1,)),
-        head=("Run", "p50, ms", comparison.metric or ""),
-        rows=tuple(
-            (e.name, f"{e.p50_ms:.4g}", e.quality.text if e.quality else "") for e in entries
-        ),
     )

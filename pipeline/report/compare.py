@@ -163,7 +163,7 @@ def _beats(one: Report, other: Report) -> bool:
 
 def comparison_html(comparison: Comparison) -> str:
     """The page."""
-    from pipeline.report.charts import front_chart  # matplotlib takes a second to import
+    from pipeline.report.front import front_chart  # matplotlib takes a second to import
     from pipeline.report.html import render
 
     return render(

@@ -1,0 +1,53 @@
+"""The chart of several runs: quality against latency, and those that no other one beats.
+
+Enters: a `Comparison`. Leaves: a `Chart`, None for fewer than two runs that compare.
+"""
+
+from matplotlib.axes import Axes
+
+from pipeline.report import svg
+from pipeline.report.charts import Chart
+from pipeline.report.compare import Comparison, Entry
+
+
+def front_chart(comparison: Comparison) -> Chart | None:
+    """Quality against latency of several runs, with those that no other one beats joined."""
+    entries = comparison.comparable
+    if len(entries) < 2:
+        return None
+    front = comparison.front
+
+    def at(entry: Entry) -> tuple[float, float]:
+        assert entry.quality is not None
+        assert entry.p50_ms is not None
+        return entry.p50_ms, entry.quality.value * (100 if entry.quality.in_points else 1)
+
+    def draw(axes: list[Axes]) -> None:
+        (ax,) = axes
+        ax.plot(*zip(*map(at, front), strict=True), color=svg.AFTER, linewidth=1, zorder=1)
+        for chosen, marker, colour, label in (
+            (front, "o", svg.AFTER, "no other run is better in both"),
+            ([e for e in entries if not e.on_front], "x", svg.TEXT, "beaten by another run"),
+        ):
+            if chosen:
+                ax.scatter(*zip(*map(at, chosen), strict=True), marker=marker, color=colour,
+                           label=label, zorder=2)  # fmt: skip
+        for entry in entries:
+            ax.annotate(entry.name, at(entry), xytext=(5, 5), textcoords="offset points")
+        ax.margins(0.15)
+        ax.set_xlabel("p50 latency, ms")
+        ax.set_ylabel(comparison.metric or "")
+        ax.legend(loc="best")
+
+    title = "Quality against latency"
+    told = f"On the front: {', '.join(entry.name for entry in front)}."
+    return Chart(
+        name="front",
+        title=title,
+        caption=f"{comparison.metric}, {comparison.timed_on}. {told}",
+        svg=svg.drawn("front", title, told, draw, height=3.8, rows=(1,)),
+        head=("Run", "p50, ms", comparison.metric or ""),
+        rows=tuple(
+            (e.name, f"{e.p50_ms:.4g}", e.quality.text if e.quality else "") for e in entries
+        ),
+    )
