@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint types check docs clean bench-models bench-gated-step bench-main-job bench-coverage bench-onnx-in bench-onnx-resnet20 bench-verdict bench-accuracy bench-data-free bench-latency bench-precision gpu-test
+.PHONY: install demo test lint types check docs clean bench-models bench-gated-step bench-main-job bench-coverage bench-trace bench-onnx-in bench-onnx-resnet20 bench-verdict bench-accuracy bench-data-free bench-latency bench-precision gpu-test
 
 install: $(STAMP)
 
@@ -45,6 +45,10 @@ bench-gated-step: install
 bench-coverage: install
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target bench-runs/peers torch-pruning==1.6.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.coverage
+
+bench-trace: install
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target bench-runs/peers torch-pruning==1.6.1
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trace_speed
 
 bench-onnx-in: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.onnx_in

@@ -144,7 +144,7 @@ def measure_peer(spec: str) -> None:
     start = time.perf_counter()
     try:
         graph = torch_pruning.DependencyGraph().build_dependency(model, example)
-        _count_groups(graph)
+        count_groups(graph)
         _say(peer_s=time.perf_counter() - start)
         pruner = torch_pruning.pruner.MagnitudePruner(
             model,
@@ -160,7 +160,8 @@ def measure_peer(spec: str) -> None:
         _say(peer=f"{type(error).__name__}: {str(error)[:60]}")
 
 
-def _count_groups(graph: Any) -> int:
+def count_groups(graph: Any) -> int:
+    """Groups that the peer makes of its graph."""
     from torch import nn
 
     kinds = [nn.modules.conv._ConvNd, nn.Linear]

@@ -27,7 +27,7 @@ from pipeline.goal import set_goal
 PEERS = RUNS / "peers"
 KEEP = 0.5
 FILES = ("original", "ours", "peer", "peer-8")
-SPARING = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)
+SPARING = (0.0, 0.5, 0.8, 1.0, 1.2, 1.5, 2.0)
 _BISECTIONS = 9
 
 

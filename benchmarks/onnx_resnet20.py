@@ -6,19 +6,23 @@ and from that file with norms put back for training (`--insert-bn`). Prints a ta
 bench-runs/onnx-resnet20/table.md; with --document it also replaces the section of docs/onnx-in.md.
 Images and weights are read from ../shared; where they are absent it says so and exits with 0.
 
+A finished run is kept in bench-runs/ under a hash of the product's code and not repeated; one that
+was cut off goes on from its finished stages. `--runs N` ends after N runs, with exit code 3 where
+some are left.
+
 `--train-images N` takes the first N / 10 images of each class, `--epochs E` the budget, and
 `--lr X` the peak learning rate: for a short look. CIFAR_JPEG=FOLDER names unpacked images.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import sysconfig
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -34,6 +38,8 @@ HERE = RUNS / "onnx-resnet20"
 DOCUMENT = ROOT / "docs" / "onnx-in.md"
 HEADING = "## ResNet-20 whose norms are folded, on data"
 OPSET = 18
+NOT_DONE = 3
+"""Exit code where runs are left."""
 HEADER = ("from", "top-1 before, %", "after, %", "MACs kept", "minutes")
 
 
@@ -83,23 +89,66 @@ def ways(folded: Path) -> dict[str, list[str]]:
     }
 
 
-def row(name: str, given: list[str], common: list[str], out: Path) -> list[str]:
-    """Run one way; its line of the table."""
-    shutil.rmtree(out, ignore_errors=True)
-    words = ["compress", *given, *common, "--out", os.path.relpath(out, ROOT)]
-    print(f"$ {shlex.join(words)}", flush=True)
-    began = time.monotonic()
-    program = Path(sysconfig.get_path("scripts")) / words[0]
-    code = subprocess.run([program, *words[1:]], cwd=ROOT, check=False).returncode
-    minutes = f"{(time.monotonic() - began) / 60:.1f}"
-    if code != 0:
-        return [name, "", "", f"exit code {code}", minutes]
-    report = json.loads((out / "report.json").read_text())
-    accuracy = report["accuracy"]
-    return [
-        *(name, f"{100 * accuracy['before']:.2f}", f"{100 * accuracy['after']:.2f}"),
-        *(f"{report['flops']['kept']:.1%}", minutes),
+def product_hash() -> str:
+    """Of the code that decides how a run ends."""
+    digest = hashlib.sha256()
+    for package in ("gbn", "exporters", "pipeline"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One way with one seed: its name in the table, its command, and where it is kept."""
+
+    name: str
+    words: list[str]
+    out: Path
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it need not be run again."""
+        return (self.out / "report.json").is_file()
+
+    def go(self) -> int:
+        """Run it, or the rest of it; its exit code."""
+        print(f"$ {shlex.join(self.words)}", flush=True)
+        program = Path(sysconfig.get_path("scripts")) / self.words[0]
+        return subprocess.run([program, *self.words[1:]], cwd=ROOT, check=False).returncode
+
+    def row(self) -> list[str]:
+        """Its line of the table."""
+        if not self.is_done:
+            return [self.name, "", "", "not run", ""]
+        report = json.loads((self.out / "report.json").read_text())
+        accuracy, seconds = report["accuracy"], sum(s["seconds"] for s in report["stages"])
+        return [
+            *(self.name, f"{100 * accuracy['before']:.2f}", f"{100 * accuracy['after']:.2f}"),
+            *(f"{report['flops']['kept']:.1%}", f"{seconds / 60:.1f}"),
+        ]
+
+
+def planned(options: argparse.Namespace, data: Path) -> list[Run]:
+    """All runs, seed by seed."""
+    common = [
+        *("--target-flops", "0.4", "--epochs", str(options.epochs)),
+        *("--data", os.path.relpath(data, ROOT)),
+        *("--mean", ".485,.456,.406", "--std", ".229,.224,.225"),
+        *(("--lr", str(options.lr)) if options.lr else ()),
     ]
+    asked = hashlib.sha256(shlex.join(common).encode()).hexdigest()[:6]
+    runs = []
+    for seed in range(options.seeds):
+        for number, (name, given) in enumerate(ways(folded_file()).items()):
+            out = HERE / product_hash() / f"run-{asked}-{number}-{seed}"
+            words = [
+                *("compress", *given, *common, "--seed", str(seed)),
+                *("--out", os.path.relpath(out, ROOT), "--resume"),
+            ]
+            told = name if options.seeds == 1 else f"{name}, seed {seed}"
+            runs.append(Run(name=told, words=words, out=out))
+    return runs
 
 
 def document(section: str) -> None:
@@ -109,40 +158,33 @@ def document(section: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run all three; 1 where one of them fails, 0 where the material is absent."""
+    """Run what is left; 1 where a run fails, 3 where some are left, 0 without the material."""
     parser = argparse.ArgumentParser(prog="benchmarks.onnx_resnet20")
     parser.add_argument("--train-images", type=int)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=sys.maxsize)
     parser.add_argument("--document", action="store_true")
     options = parser.parse_args(arguments)
     images = image_folder()
     if images is None or not WEIGHTS.is_file():
         print(f"skipped: {ARCHIVE} or {WEIGHTS} is absent")
         return 0
-    folded = folded_file()
-    data = part_of(images, options.train_images)
-    common = [
-        *("--target-flops", "0.4", "--epochs", str(options.epochs)),
-        *("--data", os.path.relpath(data, ROOT)),
-        *("--mean", ".485,.456,.406", "--std", ".229,.224,.225"),
-        *(("--lr", str(options.lr)) if options.lr else ()),
-    ]
-    rows = []
-    for seed in range(options.seeds):
-        for number, (name, given) in enumerate(ways(folded).items()):
-            told = name if options.seeds == 1 else f"{name}, seed {seed}"
-            seeded = [*common, "--seed", str(seed)]
-            rows.append(row(told, given, seeded, HERE / f"run-{number}-{seed}"))
+    runs = planned(options, part_of(images, options.train_images))
+    codes = [run.go() for run in [run for run in runs if not run.is_done][: options.runs]]
     how = " ".join(["python -m benchmarks.onnx_resnet20", *arguments]).replace(" --document", "")
-    table = markdown_table(HEADER, rows)
+    table = markdown_table(HEADER, [run.row() for run in runs])
     section = f"{HEADING}\n\n`{how}`. {measured_with()}\n\n{table}"
     (HERE / "table.md").write_text(section, encoding="utf-8")
     print(table)
+    if any(codes):
+        return 1
+    if not all(run.is_done for run in runs):
+        return NOT_DONE
     if options.document:
         document(section)
-    return 0 if all(line[1] for line in rows) else 1
+    return 0
 
 
 if __name__ == "__main__":

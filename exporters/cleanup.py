@@ -1,9 +1,10 @@
 """Clean an ONNX graph (the only user of onnx-graphsurgeon).
 
-Enters: a valid ModelProto. Leaves: a new one that computes the same, with constants folded,
-Identity and dead nodes gone, and the names, types, dynamic dimensions and doc strings of inputs
-and outputs, the metadata and the opset imports as they were. Refused: a model that graphsurgeon
-cannot read, or that does not pass the checker afterwards.
+Enters: a valid ModelProto. Leaves: a new one that computes the same, with constants folded, without
+dead nodes and those that change nothing (Identity, a Cast to the type that a tensor has), and the
+names, types, dynamic dimensions and doc strings of inputs and outputs, the metadata and the opset
+imports as they were. Refused: a model that graphsurgeon cannot read, or that does not pass the
+checker afterwards.
 
 Stays on purpose: an Identity that leads from a graph input (or a weight) straight to a graph
 output, since both names must live on, and computed constants over `FOLD_LIMIT_BYTES`.
@@ -51,7 +52,7 @@ def _clean_once(model: onnx.ModelProto) -> onnx.ModelProto:
             _fold_shapes(graph)
             # Before folding, which would turn each Identity of a shared weight into a copy of it.
             for part in (graph, *graph.subgraphs(recursive=True)):
-                _remove_identities(part)
+                _remove_idle(part)
             graph.cleanup().toposort()
             graph.fold_constants(
                 fold_shapes=False,
@@ -77,8 +78,20 @@ def _fold_shapes(graph: gs.Graph) -> None:
             output.to_constant(np.array(dims, dtype=np.int64))
 
 
-def _remove_identities(graph: gs.Graph) -> None:
-    for node in [n for n in graph.nodes if n.op == "Identity"]:
+def _is_idle(node: gs.Node) -> bool:
+    """Whether it hands its input on: an Identity, or a Cast to the type that the input has."""
+    if node.op != "Cast":
+        return bool(node.op == "Identity")
+    own = node.inputs[0].dtype
+    if own is None:
+        return False
+    # A type that numpy does not have stays ONNX's number.
+    code = own if isinstance(own, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(own))
+    return bool(code == node.attrs["to"])
+
+
+def _remove_idle(graph: gs.Graph) -> None:
+    for node in [n for n in graph.nodes if _is_idle(n)]:
         source, result = node.inputs[0], node.outputs[0]
         if not any(result is output for output in graph.outputs):
             node.outputs.clear()

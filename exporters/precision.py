@@ -25,6 +25,7 @@ import onnx
 from exporters.cleanup import clean
 from exporters.errors import ExportError, one_line
 from exporters.files import load_onnx, write_atomically
+from exporters.lean import lean
 from exporters.session import ORT_ERRORS, Array, open_session
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -115,7 +116,7 @@ def to_int8(source: Path, target: Path, request: Int8Request) -> Int8Result:
         least = request.least_accuracy
         if least is not None and accuracy < least:
             found, accuracy, in_float = _leave_in_float(quantiser, method, least)
-        model = load_onnx(found)
+        model = lean(load_onnx(found))
         # The quantiser notes its own steps there.
         del model.metadata_props[:]
         model.metadata_props.extend(load_onnx(source).metadata_props)

@@ -227,16 +227,12 @@ def open_session(
     prepare(provider)
     source = "the model" if isinstance(path_or_bytes, bytes) else str(path_or_bytes)
     model = path_or_bytes if isinstance(path_or_bytes, bytes) else os.fspath(path_or_bytes)
-    options = _options(threads, cores)
-    if profile is not None:
-        options.enable_profiling = True
-        options.profile_file_prefix = os.fspath(profile)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             session = onnxruntime.InferenceSession(
                 model,
-                options,
+                _options(threads, cores, profile),
                 providers=provider_list(provider, tf32, threads),
                 enable_fallback=0,
             )
@@ -275,8 +271,13 @@ _FILE_ERRORS = (
 )
 
 
-def _options(threads: int | None, cores: Sequence[int]) -> onnxruntime.SessionOptions:
+def _options(
+    threads: int | None, cores: Sequence[int], profile: Path | None = None
+) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = os.fspath(profile)
     options.log_severity_level = 4
     if threads is not None:
         if threads < 1:

@@ -23,6 +23,7 @@ _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _HERE = f"{Path(__file__).parent}{os.sep}"
 _NOT_THE_USERS = (_TORCH, _HERE)
 
+SLICE, ALIAS = "aten.slice.Tensor", "aten.alias.default"
 Shapes = tuple[tuple[int, ...], ...]
 
 
@@ -43,6 +44,16 @@ class Expected:
     def num_lost(self, rows: Rows) -> int:
         """How many positions of a dimension with these ids go."""
         return rows.shape[1] - len(self.kept(rows))
+
+    def left_out(self, record: OpRecord, now: str) -> bool:
+        """Whether the cut network runs `now` without the recorded slice before it.
+
+        A slice that takes everything is no op; alone in its brackets it is an alias.
+        """
+        if record.op != SLICE or now in (SLICE, ALIAS):
+            return False
+        (taken,), (whole,) = record.outputs, record.inputs
+        return all(len(self.kept(taken[d])) == len(self.kept(whole[d])) for d in taken)
 
     def shapes(self, record: OpRecord, uncut: Shapes | None = None) -> Shapes:
         """Shapes of all outputs; `uncut`: those of a run in which sizes may depend on values."""

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import nn
 
 from gbn.groups import ChannelGroups, Dim, GateSite, Group, MacOp, Statistics
-from gbn.ids import Block, Resolution, Rows
+from gbn.ids import FIXED, Block, Resolution, Rows
 from gbn.rules import Facts
 from gbn.sizes import bind_sizes
 
@@ -52,6 +52,9 @@ def build_groups(
     )
 
 
+_STAYS, _SEVERAL = -1, -2
+
+
 class _Builder:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
@@ -67,10 +70,20 @@ class _Builder:
         # number of each class, in the order in which layers need them; -1 for what cannot go
         self.index = np.full(int(self.resolution.label.max()) + 1, -1, dtype=np.int64)
         self.index[atoms[np.argsort(first)]] = np.arange(len(atoms))
+        self._atom_of_id = self._atoms_by_id()
 
     def _conditions(self, start: int) -> Rows:
         """Atoms that the positions of a block need, position by position."""
         return self.resolution.conditions(self._rows(start))[1]
+
+    def _atoms_by_id(self) -> Rows:
+        """The atom that an id is, or _STAYS, or _SEVERAL: those that it is a product of."""
+        number = self.index.copy()
+        number[[*self.resolution.frozen]] = _STAYS
+        number[[own for own in self.resolution.parts if own not in self.resolution.frozen]] = (
+            _SEVERAL
+        )
+        return number[self.resolution.label]
 
     def _rows(self, start: int) -> Rows:
         return np.arange(start, start + self._blocks[start].size, dtype=np.int64)[None]
@@ -80,25 +93,35 @@ class _Builder:
         key = rows.tobytes() + bytes(str(rows.shape), "ascii")
         if key not in self._dim_index:
             positions, atoms = self._table(rows)
-            content = b"%d|" % rows.shape[1] + positions.tobytes() + atoms.tobytes()
             if not len(atoms):
                 self._dim_index[key] = None
-            elif content not in self._dim_index:
+                return None
+            content = b"%d|" % rows.shape[1] + positions.tobytes() + atoms.tobytes()
+            if content not in self._dim_index:
                 self.dims.append(Dim(size=rows.shape[1], positions=positions, atoms=atoms))
                 self._dim_index[content] = len(self.dims) - 1
             self._dim_index.setdefault(key, self._dim_index.get(content))
         return self._dim_index[key]
 
     def _table(self, rows: Rows) -> tuple[Rows, Rows]:
+        if len(rows) == 1 and rows.min(initial=0) >= FIXED:  # almost always
+            atoms = self._atom_of_id[rows[0]]
+            lowest = atoms.min(initial=0)
+            if lowest >= 0:
+                return np.arange(len(atoms)), atoms
+            if lowest == _STAYS:
+                positions = np.flatnonzero(atoms >= 0)
+                return positions, atoms[positions]
         positions, classes = self.resolution.conditions(rows)
         numbers = self.index[classes]
         return positions[numbers >= 0], numbers[numbers >= 0]
 
     def atoms_of_ids(self) -> csr_matrix:
         """(num_ids, num_atoms): which atoms each id depends on."""
-        ids, atoms = self._table(np.arange(len(self.resolution.label), dtype=np.int64)[None])
-        shape = (len(self.resolution.label), self.num_atoms)
-        return csr_matrix((np.ones(len(ids)), (ids, atoms)), shape=shape)
+        num_ids = len(self.resolution.label)
+        ids, atoms = self._table(np.arange(num_ids, dtype=np.int64)[None])
+        starts = np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=num_ids))])
+        return csr_matrix((np.ones(len(ids)), atoms, starts), shape=(num_ids, self.num_atoms))
 
     def groups(self) -> list[Group]:
         """Produced widths that share an atom are one group, in the order of execution.
@@ -111,8 +134,8 @@ class _Builder:
         touched = []
         for start in starts:
             rows = self._rows(start)
-            classes = [self.resolution.label[rows[0]], self._needed[start]]
-            touched.append(np.unique(np.concatenate(classes)))
+            classes = self.resolution.label[rows[0]]
+            touched.append(np.concatenate([classes, self._needed[start]]))
         layer = np.repeat(np.arange(len(starts)), [len(t) for t in touched])
         size = len(starts) + len(self.index)
         edges = (np.ones(len(layer)), (layer, np.concatenate(touched) + len(starts)))
@@ -126,7 +149,7 @@ class _Builder:
         rows = [self._rows(start) for start in starts]
         widest = max(rows, key=lambda r: r.shape[1])
         dim = self.dim(widest)
-        free = 0 if dim is None else len(np.unique(self.dims[dim].positions))
+        free = 0 if dim is None else 1 + np.count_nonzero(np.diff(self.dims[dim].positions))
         layers = tuple(dict.fromkeys(self._blocks[s].origin or "(model)" for s in starts))
         classes = self.resolution.label[np.concatenate(rows, axis=1)[0]]
         needed = np.concatenate([self._needed[start] for start in starts])
@@ -134,7 +157,7 @@ class _Builder:
         return Group(
             name=layers[0],
             layers=layers,
-            atoms=tuple(sorted(set(self.index[needed].tolist()))),
+            atoms=tuple(sorted({*self.index[needed].tolist()})),
             dim=-1 if dim is None else dim,
             size=widest.shape[1],
             num_fixed=widest.shape[1] - free,

@@ -122,32 +122,40 @@ class IdSpace:
 
         `reason` is what freezes one side where the other is fixed.
         """
-        if a is b or (a.shape == b.shape and np.array_equal(a, b)):
+        if a is b:
             return
-        if a.shape[0] == 1 and b.shape[0] == 1:
+        if a.shape[0] == b.shape[0] == 1:
+            if a.shape == b.shape and a.min(initial=1) > FIXED < b.min(initial=1):  # as a rule
+                self._left.append(a[0])
+                self._right.append(b[0])
+                return
             self.freeze(b[a == FIXED][None], reason)
             self.freeze(a[b == FIXED][None], reason)
             free = (a != FIXED) & (b != FIXED)
             self._left.append(a[free])
             self._right.append(b[free])
-        else:
+        elif a.shape != b.shape or not np.array_equal(a, b):
             self._products.append((a, b))
 
     def freeze(self, rows: Rows, reason: str) -> None:
         """No position of `rows` may ever be removed."""
-        ids = rows[rows > FIXED]
+        ids = rows[rows > FIXED] if rows.min(initial=1) <= FIXED else rows.reshape(-1)
         if ids.size:
             self._frozen.append((ids, reason))
             self._stay_known()[ids] = True
 
     def stays(self, rows: Rows) -> bool:
         """Whether all of these positions were frozen by name; ties may freeze more later."""
-        return bool(((rows == NONE) | self._stay_known()[np.maximum(rows, FIXED)]).all())
+        known = self._stay_known()
+        if rows.min(initial=0) >= FIXED:
+            return bool(known[rows].all())
+        return bool(((rows == NONE) | known[np.maximum(rows, FIXED)]).all())
 
     def _stay_known(self) -> npt.NDArray[np.bool_]:
         missing = self._next - len(self._stays)
         if missing > 0:
-            self._stays = np.pad(self._stays, (0, missing + self._next))
+            more = np.zeros(missing + self._next, dtype=np.bool_)
+            self._stays = np.concatenate([self._stays, more])
         return self._stays
 
     def resolve(self) -> Resolution:

@@ -4,8 +4,11 @@ The reference is the original network with the gates of all removed channels at 
 biases of the gate sites multiplied by zero there. The candidate is the network after surgery. Both
 are run in float64 where they fit, else in float32, and must agree on every output.
 
+A forward that casts to half or float32 itself is run without these casts: see `one_precision`.
+
 A network whose head is still zero agrees with anything. Where the gates move no output, the
-comparison is repeated with random values in place of zero parameters.
+comparison is repeated with random values in place of zero parameters, and then of all parameters
+and inputs: an input that leaves every activation behind the cut at zero says nothing either.
 """
 
 import copy
@@ -21,12 +24,14 @@ from torch.utils._pytree import tree_map
 from gbn.choices import Choices, FollowChoices, NoteChoices
 from gbn.distance import distance
 from gbn.errors import ProofFailed, TraceError
+from gbn.one_precision import OnePrecision
 from gbn.prune_plan import PrunePlan
 from gbn.running import output_tensors, run_model, tracing_mode
 from gbn.surgery import prune
 from gbn.survivors import survivor_statistics
 
 _FLOAT64_LIMIT = 400_000_000  # parameters; above, two copies in float64 may not fit
+_NUM_DRAWS = 3
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
@@ -65,7 +70,8 @@ def prove(model: nn.Module, plan: PrunePlan, small: nn.Module, example_inputs: A
     """Compare the gated `model` with `small` on the inputs (tensor, tuple or dict; any batch).
 
     Where that is vacuous, a copy of `model` gets random values for its zeros and for what the plan
-    removes, is pruned by the same plan, and is compared in the same way.
+    removes, is pruned by the same plan, and is compared in the same way; where that is vacuous as
+    well, all of its parameters and the inputs get random values, a few times.
 
     Raises ProofFailed when `small` does not run or its outputs have another structure; a numeric
     disagreement is returned, see `Proof.ok`.
@@ -75,10 +81,34 @@ def prove(model: nn.Module, plan: PrunePlan, small: nn.Module, example_inputs: A
         return replace(proof, removes=False)
     if not proof.vacuous or proof.max_abs_diff > proof.tolerance:
         return proof
-    fresh = randomised(model, plan)
-    again = _compare(fresh, plan, prune(fresh, plan), example_inputs)
-    worst = max(proof.max_abs_diff, again.max_abs_diff)
-    return replace(again, max_abs_diff=worst, randomised=True)
+    worst = proof.max_abs_diff
+    for fresh, inputs in _others(model, plan, example_inputs):
+        proof = _compare(fresh, plan, prune(fresh, plan), inputs)
+        worst = max(worst, proof.max_abs_diff)
+        if not proof.vacuous:
+            break
+    return replace(proof, max_abs_diff=worst, randomised=True)
+
+
+def _others(model: nn.Module, plan: PrunePlan, inputs: Any) -> Iterator[tuple[nn.Module, Any]]:
+    """Networks of the same shape, and inputs, that may tell what these do not."""
+    yield randomised(model, plan), inputs
+    for seed in range(_NUM_DRAWS):
+        generator = torch.Generator().manual_seed(seed)
+        drawn = tree_map(lambda value, by=generator: _moved(value, by), inputs)
+        fresh = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in fresh.parameters():
+                parameter.copy_(_moved(parameter, generator))
+        yield fresh, drawn
+
+
+def _moved(value: Any, generator: torch.Generator) -> Any:
+    """With noise as large as the values themselves, and some where they are zero."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
+        return value
+    scale = value.detach().double().square().mean().sqrt().item() or 0.1
+    return value + scale * torch.randn(value.shape, generator=generator).to(value)
 
 
 def _compare(model: nn.Module, plan: PrunePlan, small: nn.Module, example_inputs: Any) -> Proof:
@@ -94,7 +124,7 @@ def _compare(model: nn.Module, plan: PrunePlan, small: nn.Module, example_inputs
         except TraceError:
             if dtype is torch.float32:
                 raise
-            continue  # a forward that casts to float32 itself cannot be run in float64
+            continue  # a forward that insists on float32 cannot be run in float64
         effect = _effect(copy.deepcopy(model).to(dtype), inputs, reference, replace(choices))
         try:
             with FollowChoices(choices):
@@ -176,7 +206,8 @@ def cast_floats(value: Any, dtype: torch.dtype) -> Any:
 
 
 def outputs_of(model: nn.Module, inputs: Any) -> list[Tensor]:
-    """All tensors that the model returns, in order."""
-    with tracing_mode(model):
+    """All tensors that the model returns, in order, computed in the precision of its weights."""
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    with tracing_mode(model), OnePrecision(own):
         outputs = run_model(model, inputs)
     return output_tensors(outputs)

@@ -19,6 +19,9 @@ from gbn.groups import ChannelGroups, Mask
 Kept = dict[str, dict[int, tuple[int, ...]]]
 
 
+_RUNNING = ("running_mean", "running_var")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SizeChange:
     """`attribute` (or its item `index`) of a module goes from `old` to `new`."""
@@ -207,12 +210,22 @@ class PrunePlan:
             for axis, kept in dims.items():
                 if not 0 <= axis < len(self.shapes[name]):
                     raise ValueError(f"{name!r} of shape {self.shapes[name]} has no dim {axis}")
-                ascending = all(a < b for a, b in pairwise(kept))
-                if not kept or not ascending or kept[0] < 0 or kept[-1] >= self.shapes[name][axis]:
-                    raise ValueError(
-                        f"kept positions of dim {axis} of {name!r} are not ascending in "
-                        f"0 .. {self.shapes[name][axis] - 1}"
-                    )
+                _check_ascending(kept, self.shapes[name][axis], f"dim {axis} of {name!r}")
+            self._check_running(name)
+        for use in self.statistics:
+            if use.kept.keys() != use.sizes.keys():
+                raise ValueError(f"statistics of {use.op} number {use.call} lack a size")
+            for axis, kept in use.kept.items():
+                what = f"dim {axis} of the statistics of {use.op} number {use.call}"
+                _check_ascending(kept, use.sizes[axis], what)
+
+    def _check_running(self, name: str) -> None:
+        """The running statistics of a norm keep the channels of its weight."""
+        path, _, attribute = name.rpartition(".")
+        if attribute in _RUNNING:
+            weight = f"{path}.weight" if path else "weight"
+            if weight in self.kept and self.kept[weight] != self.kept[name]:
+                raise ValueError(f"{name!r} keeps other channels than {weight!r}")
 
     def save(self, path: Path | str) -> None:
         """Write as JSON."""
@@ -229,6 +242,12 @@ class PrunePlan:
     def kept_array(self, name: str, axis: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Kept positions of one dimension of a tensor."""
         return np.array(self.kept[name][axis], dtype=np.int64)
+
+
+def _check_ascending(kept: tuple[int, ...], size: int, what: str) -> None:
+    ascending = all(a < b for a, b in pairwise(kept))
+    if not kept or not ascending or kept[0] < 0 or kept[-1] >= size:
+        raise ValueError(f"kept positions of {what} are not ascending in 0 .. {size - 1}")
 
 
 def _after(

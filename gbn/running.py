@@ -6,7 +6,7 @@ Refused: TorchScript modules, inference mode, and outputs in which tensors could
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from operator import is_
@@ -117,7 +117,11 @@ def plain_eval(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     held = [_Held.of(module) for module in modules]
     values = {id(b): b for module in modules for b in module._buffers.values() if b is not None}
-    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in values.values()]
+    buffers = [
+        (buffer, buffer.clone(), buffer._version)
+        for buffer in values.values()
+        if not buffer.is_meta  # which has no values to take back
+    ]
     weights = [p for module in modules for p in module._parameters.values() if p is not None]
     devices = {p.device.index or 0 for p in weights if p.device.type == "cuda"}
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -126,7 +130,8 @@ def plain_eval(model: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.random.fork_rng(devices), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             torch.manual_seed(_SEED)
-            yield
+            with plain_norms():
+                yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for module_state in held:
@@ -135,6 +140,33 @@ def plain_eval(model: nn.Module) -> Iterator[None]:
             for buffer, value, version in buffers:
                 if buffer._version != version:
                     buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def plain_norms() -> Iterator[None]:
+    """`rms_norm` by its definition on every device.
+
+    Some devices have one op for it, others run it as several; statistics are told apart by the
+    name and number of an op, which must be the same where the model is traced, and where it runs.
+    """
+    usual = torch.rms_norm
+    try:
+        setattr(torch, "rms_norm", _rms_norm)  # noqa: B010 - not as typed
+        yield
+    finally:
+        setattr(torch, "rms_norm", usual)  # noqa: B010
+
+
+def _rms_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    over = [dim - len(shape) for dim in range(len(shape))]
+    if tuple(x.shape[x.ndim - len(shape) :]) != tuple(shape):
+        raise RuntimeError(f"rms_norm over {list(shape)} of a tensor of {list(x.shape)}")
+    least = torch.finfo(wide.dtype).eps if eps is None else eps
+    normed = wide * torch.rsqrt(wide.pow(2).mean(over, keepdim=True) + least)
+    return (normed if weight is None else normed * weight).to(x.dtype)
 
 
 def refuse_untraceable(model: nn.Module) -> None:

@@ -20,21 +20,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from gbn.errors import TraceError
-from gbn.expected import Expected, place_of, place_of_error
+from gbn.expected import ALIAS, SLICE, Expected, place_of, place_of_error
 from gbn.faults import Fault, OpRecord
 from gbn.groups import ChannelGroups, Mask
 from gbn.prune_plan import SizeChange
 from gbn.rules import numbers_in, tensors_in
-from gbn.rules.elementwise import is_elementwise
 from gbn.running import FORWARD_ERRORS, WatchEnded, output_tensors, plain_eval, run_model
 from gbn.shapes_only import execute, inputs_without_values, without_values
 from gbn.surgery import set_sizes
 
-_SLICE, _ALIAS, _PAD = "aten.slice.Tensor", "aten.alias.default", "aten.constant_pad_nd.default"
+_PAD = "aten.constant_pad_nd.default"
 _CLONE = "aten.clone.default"  # left out where a narrower tensor is contiguous as it is
 _VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten._reshape_alias.default"}
 _CONVOLUTIONS = ("convolution", "_convolution")
-_WINDOWS = ("max_pool", "avg_pool", "roll", "unfold", "im2col", "cumsum", "pixel_", "glu")
+# Ops that are told sizes, which follow the widths and show in the shape of what comes out.
+_TOLD_SIZES = {
+    *("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "repeat", "as_strided"),
+    *("split", "split_with_sizes", "unsafe_split", "chunk", "unsafe_chunk", "tensor_split"),
+    *("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"),
+    *("empty_strided", "new_empty_strided", "arange", "linspace", "eye", "rand", "randn"),
+    *("randint", "randperm", "native_group_norm", "native_layer_norm", "rms_norm"),
+    *("_fused_rms_norm", "repeat_interleave", "tril_indices", "triu_indices", "resize"),
+}
 _MAX_VALUES = 64
 
 
@@ -142,7 +149,7 @@ class _Watch(TorchDispatchMode):
             actual = tuple(tuple(tensor.shape) for tensor in tensors_in(out))
         except FORWARD_ERRORS:
             out, actual = None, None
-        if actual == expected and self._numbers_agree(record, func, args, kwargs, out):
+        if actual == expected and self._numbers_agree(record, args, kwargs, out):
             return out
         self._note(index, actual, expected)
         return _as_expected(func, record, out, expected)
@@ -159,22 +166,15 @@ class _Watch(TorchDispatchMode):
             self.faults[module] = Fault(index, actual, place_of(sys._getframe(2)), expected)
 
     def _left_out(self, op: str) -> bool:
-        """A slice that takes everything is no op; alone in its brackets it is an alias."""
+        """No op is run where the record has one."""
         record = self._records[self.next]
-        if record.op == _CLONE != op:
-            return True
-        if op in (_SLICE, _ALIAS) or record.op != _SLICE:
-            return False
-        (taken,), (whole,) = record.outputs, record.inputs
-        return all(
-            len(self._expected.kept(taken[d])) == len(self._expected.kept(whole[d])) for d in taken
-        )
+        return record.op == _CLONE != op or self._expected.left_out(record, op)
 
     def _numbers_agree(
-        self, record: OpRecord, func: Any, args: tuple[Any, ...], kwargs: Any, out: Any
+        self, record: OpRecord, args: tuple[Any, ...], kwargs: Any, out: Any
     ) -> bool:
         """Factors, divisors and offsets; sizes show in the shape of the output."""
-        if record.op == _SLICE:
+        if record.op == SLICE:
             return self._slice_agrees(record, numbers_in((args, kwargs)))
         if record.op == _PAD:
             return self._pad_agrees(record, args)
@@ -182,9 +182,7 @@ class _Watch(TorchDispatchMode):
         name = record.op.split(".")[1].rstrip("_")
         if name in _CONVOLUTIONS:
             return now[:-1] == record.numbers[:-1]  # the last are the groups, which may follow
-        if name.startswith(_WINDOWS):
-            return now == record.numbers
-        if not is_elementwise(func):
+        if name in _TOLD_SIZES:
             was = tuple(n for n in record.numbers if isinstance(n, float))
             now = tuple(n for n in now if isinstance(n, float))
             return now == was and _same_values(record, out)
@@ -220,7 +218,7 @@ def _span(numbers: tuple[int | float, ...], ndim: int) -> tuple[int, slice]:
 
 
 def _same_op(op: str, recorded: str) -> bool:
-    return op == recorded or (op, recorded) == (_ALIAS, _SLICE) or {op, recorded} <= _VIEWS
+    return op == recorded or (op, recorded) == (ALIAS, SLICE) or {op, recorded} <= _VIEWS
 
 
 def _same_values(record: OpRecord, out: Any) -> bool:

@@ -10,7 +10,7 @@ it catches FORWARD_ERRORS and goes on with real tensors.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -90,6 +90,15 @@ def execute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
+def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Of the kind of `x`; torch's own `new_empty` takes ten times as long here."""
+    return torch.empty(shape, dtype=x.dtype, device="meta")
+
+
+def _like(x: Tensor) -> Tensor:
+    return _empty(x, x.shape) if x.is_contiguous() else torch.empty_like(x)
+
+
 def _convolution(
     x: Tensor,
     weight: Tensor,
@@ -113,7 +122,7 @@ def _convolution(
         spatial.append((size + 2 * padding[k] - reach) // stride[k] + 1)
     if min(spatial) < 1:
         return None
-    return x.new_empty((x.shape[0], weight.shape[0], *spatial))
+    return _empty(x, (x.shape[0], weight.shape[0], *spatial))
 
 
 def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -121,8 +130,8 @@ def _batch_norm(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor] | None:
     size = x.shape[1:2]
     if training or not all(p is None or p.shape == size for p in parameters):
         return None
-    statistics = x.new_empty((0,))
-    return torch.empty_like(x), statistics, statistics
+    statistics = _empty(x, (0,))
+    return _like(x), statistics, statistics
 
 
 def _layer_norm(
@@ -133,13 +142,13 @@ def _layer_norm(
     if any(isinstance(p, Tensor) and list(p.shape) != list(shape) for p in (weight, bias)):
         return None
     kept = (*x.shape[: x.ndim - len(shape)], *[1] * len(shape))
-    return torch.empty_like(x), x.new_empty(kept), x.new_empty(kept)
+    return _like(x), _empty(x, kept), _empty(x, kept)
 
 
 def _addmm(bias: Tensor, x: Tensor, y: Tensor, **_scales: Any) -> Tensor | None:
     fits = x.ndim == y.ndim == 2 and x.shape[1] == y.shape[0] and x.dtype == y.dtype == bias.dtype
     fits = fits and tuple(bias.shape) in ((y.shape[1],), (1, y.shape[1]))
-    return x.new_empty((x.shape[0], y.shape[1])) if fits else None
+    return _empty(x, (x.shape[0], y.shape[1])) if fits else None
 
 
 def _broadcast(x: Any, y: Any, **options: Any) -> Tensor | None:
@@ -147,12 +156,12 @@ def _broadcast(x: Any, y: Any, **options: Any) -> Tensor | None:
     if not isinstance(y, Tensor) or x.dtype != y.dtype or not x.is_floating_point():
         return None
     if x.shape == y.shape:
-        return torch.empty_like(x) if x.stride() == y.stride() and not options else None
+        return _like(x) if x.stride() == y.stride() and not options else None
     if x.ndim != y.ndim or options or not (x.is_contiguous() and y.is_contiguous()):
         return None
     if not all(m == n or 1 in (m, n) for m, n in zip(x.shape, y.shape, strict=True)):
         return None
-    return x.new_empty([n if m == 1 else m for m, n in zip(x.shape, y.shape, strict=True)])
+    return _empty(x, [n if m == 1 else m for m, n in zip(x.shape, y.shape, strict=True)])
 
 
 def _mean(x: Tensor, dims: list[int] | None, keepdim: bool = False, **options: Any) -> Any:
@@ -160,7 +169,7 @@ def _mean(x: Tensor, dims: list[int] | None, keepdim: bool = False, **options: A
         return None
     over = {dim % x.ndim for dim in dims}
     sizes = [1 if dim in over else size for dim, size in enumerate(x.shape)]
-    return x.new_empty([s for dim, s in enumerate(sizes) if keepdim or dim not in over])
+    return _empty(x, [s for dim, s in enumerate(sizes) if keepdim or dim not in over])
 
 
 def _in_place(x: Tensor, *_: Any) -> Tensor:
@@ -168,7 +177,7 @@ def _in_place(x: Tensor, *_: Any) -> Tensor:
 
 
 def _same_shape(x: Tensor, *_: Any, **_options: Any) -> Tensor | None:
-    return torch.empty_like(x) if x.is_floating_point() else None
+    return _like(x) if x.is_floating_point() else None
 
 
 _SHORT: dict[Any, Callable[..., Any]] = {

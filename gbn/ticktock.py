@@ -15,10 +15,13 @@ from typing import Literal
 _CUT_PER_TICK = 0.9
 _MAX_TICKS = 20
 _TOCK_SHARE = 0.25
-_SCORE_SHARE = 0.08  # of the budget goes into scores, unless it is very small
+_SCORE_SHARE = 0.08  # of the budget goes into scores, but no fewer than ...
+_MIN_SCORED = 18  # batches over all ticks, unless that is more than a quarter of it
 _MAX_SCORE_BATCHES = 16
-_MIN_SCORE_BATCHES = 3
+_MIN_SCORE_BATCHES = 6  # a tick, so that what goes is no matter of luck
 _MIN_TICKS = 3
+_MIN_TOCK = 20  # batches: a shorter one undoes a refit and recovers nothing
+_FULL_RATE = 400  # batches of fine-tuning worth the whole peak rate: short ways, small steps
 
 # You et al. 2019 and the authors' settings, in passes over the training set.
 _TICKS_A_TOCK = 10
@@ -26,6 +29,7 @@ _TICK, _TOCK, _FINETUNE = 1, 10, 40
 _CUT_2019 = 0.99  # a tick takes 0.5 % of the channels: about 1 % of the MACs
 _LOW_LR = 0.1  # of the peak: 1e-3 where that is 1e-2
 _LAMBDA = 1e-3
+_MIN_SCORE_2019 = 3  # batches of a tick
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +63,12 @@ def schedule(*, budget: int, target: float) -> tuple[Phase, ...]:
     ticks = min(max(math.ceil(math.log(target) / math.log(_CUT_PER_TICK)), 1), _MAX_TICKS)
     score = _MAX_SCORE_BATCHES
     if budget:
-        ticks = min(ticks, max(round(_SCORE_SHARE * budget), _MIN_TICKS), budget)
-        least = min(_MIN_SCORE_BATCHES, max(budget // (4 * ticks), 1))
-        score = min(max(round(_SCORE_SHARE * budget / ticks), least), _MAX_SCORE_BATCHES)
+        scored = min(max(round(_SCORE_SHARE * budget), _MIN_SCORED), max(budget // 4, 1))
+        ticks = min(ticks, max(scored // _MIN_SCORE_BATCHES, min(_MIN_TICKS, scored)))
+        score = min(scored // ticks, _MAX_SCORE_BATCHES)
     left = max(budget - ticks * score, 0) if budget else 0
     tock = round(_TOCK_SHARE * left / ticks)
+    tock = tock if tock >= _MIN_TOCK else 0
     phases = []
     for number in range(1, ticks + 1):
         cost = target ** (number / ticks)
@@ -73,7 +78,8 @@ def schedule(*, budget: int, target: float) -> tuple[Phase, ...]:
             phases.append(Phase(kind="tock", batches=tock, lr_from=0.5, lr_to=0.5))
             left -= tock
     if left:
-        phases.append(Phase(kind="finetune", batches=left, lr_from=1.0, lr_to=0.0))
+        rate = min((left / _FULL_RATE) ** 0.5, 1.0)
+        phases.append(Phase(kind="finetune", batches=left, lr_from=rate, lr_to=0.0))
     return tuple(phases)
 
 
@@ -88,7 +94,7 @@ def schedule_2019(*, budget: int, target: float) -> tuple[Phase, ...]:
     met, however long it takes. Where budget and target are both given, the share follows: each
     tick removes the share 1 - target ** (1 / ticks) of the remaining cost. There are as many rounds
     as make that 1 %, which is about 0.5 % of the channels, but no more than leave a tick
-    `_MIN_SCORE_BATCHES`, and one at least. With a budget below 70 batches, ticks are fewer too.
+    `_MIN_SCORE_2019`, and one at least. With a budget below 70 batches, ticks are fewer too.
     With a budget of 0 nothing learns: ticks alone.
     """
     tock_lr = {"lr_from": _LOW_LR, "lr_top": 1.0, "lr_to": _LOW_LR}
@@ -96,7 +102,7 @@ def schedule_2019(*, budget: int, target: float) -> tuple[Phase, ...]:
         return (Phase(kind="finetune", batches=budget, **tock_lr),) if budget else ()
     per_round = _TICKS_A_TOCK * _TICK + _TOCK
     wanted = math.ceil(math.log(target) / math.log(_CUT_2019) / _TICKS_A_TOCK)
-    fitting = (budget // _MIN_SCORE_BATCHES - _TOCK - _FINETUNE) // per_round
+    fitting = (budget // _MIN_SCORE_2019 - _TOCK - _FINETUNE) // per_round
     rounds = max(min(wanted, fitting), 1)
     units = _TOCK + rounds * per_round + _FINETUNE
     score = max(budget // units, 1) if budget else _MAX_SCORE_BATCHES

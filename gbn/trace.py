@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from gbn.captured import captured_tensors
 from gbn.cuts import NUM_CUTS, WHOLE_WIDTHS, cut
 from gbn.errors import RuleError, TraceError
 from gbn.faults import Fault, OpRecord, freeze_fault, guesses_near, takes_parts
@@ -39,8 +40,10 @@ from gbn.running import (
 )
 from gbn.shape_trial import CutNetwork, find_shape_faults
 from gbn.shapes_only import inputs_without_values, without_values
+from gbn.size_reads import untried
 from gbn.sizes import told_alike
 from gbn.tracer import Tracer
+from gbn.training_path import follow_training_path
 from gbn.trial import find_fault
 
 _MAX_ROUNDS = 60
@@ -119,16 +122,18 @@ def _follow(
     model: nn.Module, example_inputs: Any, freeze: Sequence[str], prune_norms: bool
 ) -> Tracer:
     with plain_eval(model), module_paths(model) as visits:
-        tracer = Tracer(model, visits)
+        tracer = Tracer(model, visits, example_inputs)
         tracer.facts.prune_norms = prune_norms
-        with tracer:
+        with tracer, tracer.reads:
             outputs = run_model(model, example_inputs)
         returned = output_tensors(outputs)
         tracer.returned = [tuple(output.shape) for output in returned]
         for output in returned:
             for rows in tracer.lookup(output).ids.values():
                 tracer.facts.space.freeze(rows, "is a model output")
+        follow_training_path(tracer, model, example_inputs)
         _freeze_matching(tracer, model, freeze)
+        _freeze_captured(tracer, model)
     return tracer
 
 
@@ -143,6 +148,8 @@ def _after_trials(tracer: Tracer, model: nn.Module, trial: Trial) -> ChannelGrou
     groups = build_groups(tracer.facts, model, tracer.unknown)
     rounds = 0
     steady = False
+    if (certain := untried(tracer.reads, tracer.facts, groups, model)) is not None:
+        return certain
     cuts = list(range(NUM_CUTS) if takes_parts(tracer.records, groups) else WHOLE_WIDTHS)
     while groups.num_atoms and cuts:
         faults = trial(groups, cut(groups, cuts[0]), tracer.records)
@@ -228,6 +235,19 @@ def _freeze_matching(tracer: Tracer, model: nn.Module, patterns: Sequence[str]) 
         for block in blocks:
             rows = np.arange(block.start, block.start + block.size, dtype=np.int64)[None]
             tracer.facts.space.freeze(rows, f"matched by --freeze {pattern}")
+
+
+def _freeze_captured(tracer: Tracer, model: nn.Module) -> None:
+    captured = captured_tensors(model)
+    if not captured:
+        return
+    names = dict([*model.named_parameters(), *model.named_buffers()])
+    for block in tracer.facts.space.blocks:
+        holder = captured.get(id(names[block.tensor])) if block.tensor is not None else None
+        if holder is not None:
+            rows = np.arange(block.start, block.start + block.size, dtype=np.int64)[None]
+            why = f"is held by a function ({holder}), which copies of the model share"
+            tracer.facts.space.freeze(rows, why)
 
 
 def _output_blocks(facts: Facts) -> list[Block]:

@@ -4,6 +4,7 @@ What enters: each ATen op that the forward executes, by a `TorchDispatchMode`, w
 recognised by identity. What leaves: `Facts`, a record of each op, and the ops without a rule.
 """
 
+import functools
 from collections import Counter
 from typing import Any, cast
 
@@ -13,11 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gbn.errors import RuleError
 from gbn.faults import OpRecord
-from gbn.rules import Dead, Facts, Info, OpCall, numbers_in, rule_of, tensors_in
+from gbn.rules import Dead, Facts, Info, OpCall, Rule, numbers_in, rule_of, tensors_in
 from gbn.rules.elementwise import elementwise, is_elementwise
 from gbn.running import FORWARD_ERRORS, Visit
 from gbn.shape_trial import values_of
 from gbn.shapes_only import execute
+from gbn.size_reads import SizeReads
 
 _INFO = "_gbn_info"
 _NOTHING = (None, 0, Info())
@@ -26,15 +28,18 @@ _NOTHING = (None, 0, Info())
 class Tracer(TorchDispatchMode):
     """Collects facts about ids while ops run."""
 
-    def __init__(self, model: nn.Module, visits: list[Visit]) -> None:
+    def __init__(self, model: nn.Module, visits: list[Visit], inputs: Any = ()) -> None:
         super().__init__()
         self.facts = Facts()
         self.unknown: dict[str, set[str]] = {}
         self.records: list[OpRecord] = []
         self.returned: list[tuple[int, ...]] = []  # shapes
+        self.reads = SizeReads()
+        self.read: set[int] = set()  # tensors that entered an op, by their `id`
         self._visits = visits
         self._top = Visit("", type(model))
-        self._known: dict[int, Info] = {}
+        # the forward gets copies of the inputs
+        self._known: dict[int, Info] = {id(tensor): Info() for tensor in tensors_in(inputs)}
         self._run = object()
         self._writes: Counter[int] = Counter()  # by storage
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -56,15 +61,18 @@ class Tracer(TorchDispatchMode):
         if known is not None:
             return known
         run, writes, info = getattr(tensor, _INFO, _NOTHING)
-        if run is not self._run:  # left by an earlier trace on a tensor that the model keeps
+        if run is not self._run:  # made unseen, or by an earlier trace and kept by the model
+            self.reads.blind = False
             return Info()
-        if writes != self._writes[_storage(tensor)]:  # a view wrote into it: its values are unknown
+        # a view wrote into it: its values are unknown
+        if self._writes and writes != self._writes[_storage(tensor)]:
             return Info(info.ids)
         return cast(Info, info)
 
     def _store(self, tensor: Tensor, info: Info) -> None:
         if id(tensor) not in self._known:  # a parameter that is written into keeps its own ids
-            setattr(tensor, _INFO, (self._run, self._writes[_storage(tensor)], info))
+            writes = self._writes[_storage(tensor)] if self._writes else 0
+            setattr(tensor, _INFO, (self._run, writes, info))
 
     def _note_write(self, tensor: Tensor, before: Dead) -> None:
         """After a write in place: what else lies in the same memory has lost its dead value."""
@@ -77,17 +85,18 @@ class Tracer(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        self.reads.note_op()
         before = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
         out = execute(func, args, kwargs)
         visit = self._visits[-1] if self._visits else self._top
         call = OpCall(
             func, args, kwargs, out, visit.path, self.facts, self.lookup, self._store, before
         )
-        inputs = tuple(self.lookup(tensor).ids for tensor in call.inputs())
+        tensors = call.inputs()
+        self.read.update(map(id, tensors))
+        inputs = tuple([self.lookup(tensor).ids for tensor in tensors])
         first_block = len(self.facts.space.blocks)
-        rule = rule_of(func)
-        if rule is None and is_elementwise(func):
-            rule = elementwise
+        rule = _rule_for(func)
         written = [(tensor, self.lookup(tensor).dead) for tensor in _written(call)]
         try:
             (rule or self._refuse)(call)
@@ -99,19 +108,19 @@ class Tracer(TorchDispatchMode):
         self.facts.num_calls[call.name] += 1
         for tensor, held in written:
             self._note_write(tensor, held)
-        outputs = list(call.outputs())
+        outputs = call.outputs()
         self.records.append(
             OpRecord(
                 op=call.name,
                 module=visit.path,
                 site=(visit.kind, visit.num_ops),
                 is_leaf=visit.is_leaf,
-                shapes=tuple(tuple(tensor.shape) for tensor in outputs),
-                dtypes=tuple(tensor.dtype for tensor in outputs),
+                shapes=tuple([tuple(tensor.shape) for tensor in outputs]),
+                dtypes=tuple([tensor.dtype for tensor in outputs]),
                 numbers=numbers_in((args, kwargs)),
                 values=values_of(outputs),
                 inputs=inputs,
-                outputs=tuple(self.lookup(tensor).ids for tensor in outputs),
+                outputs=tuple([self.lookup(tensor).ids for tensor in outputs]),
                 blocks=range(first_block, len(self.facts.space.blocks)),
             )
         )
@@ -132,11 +141,18 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else 0
 
 
+def _rule_for(func: Any) -> Rule | None:
+    rule = rule_of(func)
+    return elementwise if rule is None and is_elementwise(func) else rule
+
+
 def _written(call: OpCall) -> list[Tensor]:
     """Tensors that the op writes into."""
-    schema = call.func._schema
-    if not schema.is_mutable:
-        return []
-    given = dict(zip((spec.name for spec in schema.arguments), call.args, strict=False))
-    values = [(given | call.kwargs).get(spec.name) for spec in schema.arguments if spec.is_write]
+    values = [call.arg(number, name) for number, name in _written_arguments(call.func)]
     return [value for value in values if isinstance(value, Tensor)]
+
+
+@functools.cache
+def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    specs = enumerate(func._schema.arguments)
+    return tuple((number, spec.name) for number, spec in specs if spec.is_write)

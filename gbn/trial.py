@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from gbn.choices import FollowChoices, NoteChoices
 from gbn.distance import distance
 from gbn.errors import ProofFailed, TraceError
-from gbn.expected import Expected, Shapes, place_of, place_of_error
+from gbn.expected import ALIAS, SLICE, Expected, Shapes, place_of, place_of_error
 from gbn.faults import Fault, OpRecord
 from gbn.groups import ChannelGroups, Mask
 from gbn.proof import cast_floats, gate_to_zero, outputs_of, reference_outputs
@@ -30,7 +30,6 @@ from gbn.surgery import prune
 from gbn.survivors import survivor_statistics
 
 _FLOAT64_LIMIT = 30_000_000  # parameters; above, the copies would cost more than the run itself
-_SLICE, _ALIAS = "aten.slice.Tensor", "aten.alias.default"
 
 
 def find_fault(
@@ -125,7 +124,9 @@ class _ShapeWatch(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         op = str(func)
-        while self._left_out(op, self.count):
+        while self.count < len(self._records) and self._expected.left_out(
+            self._records[self.count], op
+        ):
             self.count += 1
         index = min(self.count, len(self._records) - 1)
         record = self._records[index]
@@ -134,7 +135,7 @@ class _ShapeWatch(TorchDispatchMode):
         if self._blind:
             return out
         self.count += 1
-        same = op == record.op or (op == _ALIAS and record.op == _SLICE)
+        same = op == record.op or (op == ALIAS and record.op == SLICE)
         if not same or actual != self._expected.shapes(record, self._uncut[index][1]):
             self.fault = Fault(index, actual, place_of(sys._getframe(1)))
             raise _Disagreement
@@ -155,18 +156,6 @@ class _ShapeWatch(TorchDispatchMode):
             if size != was[d] - (self._expected.num_lost(own[d]) if d in own else 0)
         }
         return differs == {False}
-
-    def _left_out(self, op: str, index: int) -> bool:
-        """A slice that takes everything is no op; alone in its brackets it is an alias."""
-        if index >= len(self._records) or op in (_SLICE, _ALIAS):
-            return False
-        record = self._records[index]
-        if record.op != _SLICE:
-            return False
-        (taken,), (whole,) = record.outputs, record.inputs
-        return all(
-            len(self._expected.kept(taken[d])) == len(self._expected.kept(whole[d])) for d in taken
-        )
 
 
 class _Sums(TorchDispatchMode):
@@ -206,10 +195,10 @@ class _Sums(TorchDispatchMode):
     def _match(self, op: str) -> int | None:
         for index in range(self._next, len(self._records)):
             recorded = self._records[index].op
-            if recorded == op or (op == _ALIAS and recorded == _SLICE):
+            if recorded == op or (op == ALIAS and recorded == SLICE):
                 self._next = index + 1
                 return index
-            if "_to_copy" in op or ("_to_copy" not in recorded and recorded != _SLICE):
+            if "_to_copy" in op or ("_to_copy" not in recorded and recorded != SLICE):
                 return None
         return None
 
@@ -225,7 +214,7 @@ def _sums_of(
 
 def _first_difference(gated: _Sums, small: _Sums, records: list[OpRecord]) -> Fault:
     for index, a in gated.sums.items():
-        if records[index].op == _SLICE and index not in small.sums:
+        if records[index].op == SLICE and index not in small.sums:
             continue
         b = small.sums.get(index, math.nan)
         if not abs(a - b) <= 1e-5 * max(abs(a), abs(b)):

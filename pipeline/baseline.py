@@ -38,6 +38,7 @@ class Baseline:
     judge: Judge
     accuracy: exporters.Accuracy | None
     onnx: Path
+    in_half: bool
     session: Session
     probes: verify.Probes
     device: torch.device
@@ -65,6 +66,10 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     path = scratch / "baseline.onnx"
     loaded = export_baseline(config, loaded, path, console)
     cost = exporters.count_macs(path, counted_shapes(loaded))
+    in_half = loaded.interface is not None and loaded.interface.in_half
+    if in_half:
+        exporters.to_fp16(path, path)
+        cost = replace(cost, size_bytes=exporters.onnx_size_bytes(path))
     session = exporters.open_session(path, config.deploy.provider)
     _require_samples(session, loaded, config.model.path)
     groups = _traced(config, loaded)
@@ -86,6 +91,7 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
         cost=cost,
         accuracy=found,
         onnx=path,
+        in_half=in_half,
         session=session,
         probes=verify.Probes.make(loaded, data, config.recovery.seed),
         device=device,

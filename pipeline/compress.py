@@ -192,6 +192,7 @@ class Compressor:
                 "effect": proof.effect,
                 "dtype": proof.dtype,
                 "randomised": proof.randomised,
+                "num_overruled": proof.num_overruled,
             }
         )
         if self._trainer is not None:

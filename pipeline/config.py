@@ -216,8 +216,9 @@ class DeployConfig:
 
     provider: str = "cpu"
     """The onnxruntime execution provider that must run the graph."""
-    precision: str = "fp32"
-    """Of weights and computation; inputs and outputs stay fp32."""
+    precision: str | None = None
+    """Of weights and computation; inputs and outputs keep their types. None: as the file has it
+    that was given, so fp16 for an ONNX file in half precision, else fp32."""
     ort: bool = False
     """Whether model.ort, for onnxruntime's mobile builds, is written beside model.onnx."""
     opset: int | None = None
@@ -232,7 +233,7 @@ class DeployConfig:
             f"--provider: {self.provider!r} is not one of {', '.join(PROVIDERS)}",
         )
         _require(
-            self.precision in PRECISIONS,
+            self.precision is None or self.precision in PRECISIONS,
             f"--precision: {self.precision!r} is not one of {', '.join(PRECISIONS)}",
         )
         _require(
@@ -328,20 +329,6 @@ class RunConfig:
             decides["data"]["source"] = str(Path(source).resolve())
         canonical = json.dumps(decides, sort_keys=True, default=str)
         return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class InspectConfig:
-    """What `compress inspect` is asked to show."""
-
-    model: ModelConfig
-    """The model and how to build it."""
-    constraints: ConstraintConfig
-    """As in the main job: the multiple and the frozen modules."""
-    equal_cut: Target
-    """Cost at which an equal cut of every width is shown."""
-    inputs: tuple[str, ...] = ()
-    """Inputs that are not one image: shapes, named shapes, or a callable that returns them."""
 
 
 def file_sha256(path: Path) -> str:

@@ -24,8 +24,16 @@ from pipeline.exporting import counted_shapes
 from pipeline.goal import Goal
 from pipeline.latency.layers import layer_report
 from pipeline.latency.network import place_of
-from pipeline.precision import FP32_FILE
-from pipeline.report import Accuracy, BeforeAfter, Difference, Latency, Provider, environment
+from pipeline.precision import FP32_FILE, precision_of
+from pipeline.report import (
+    Accuracy,
+    BeforeAfter,
+    Difference,
+    Latency,
+    Provider,
+    Surgery,
+    environment,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +96,7 @@ class Measuring:
 
     def _counts(self) -> dict[str, Any]:
         # Counted where weights are floats; what precision changes is the size.
-        is_fp32 = self._config.deploy.precision == "fp32"
+        is_fp32 = precision_of(self._config, self._baseline) == "fp32"
         counted = self._file if is_fp32 else self._config.out / FP32_FILE
         result = exporters.count_macs(counted, counted_shapes(self._baseline.loaded))
         cost, size = self._baseline.cost, exporters.onnx_size_bytes(self._file)
@@ -123,19 +131,24 @@ class Measuring:
         found = verify.accuracy(self._after, data, judge, self._console, "accuracy")
         return verify.accuracies(before, found, judge.task)
 
-    def _surgery(self) -> Difference | None:
+    def _surgery(self) -> Surgery | None:
         proofs = self._outcome.compressed.surgery
         if not proofs:
             return None
         worst = max(proofs, key=lambda s: s["max_abs_diff"] / s["tolerance"])
-        return Difference(max_abs_diff=worst["max_abs_diff"], tolerance=worst["tolerance"])
+        return Surgery(
+            max_abs_diff=worst["max_abs_diff"],
+            tolerance=worst["tolerance"],
+            num_overruled=sum(cut.get("num_overruled", 0) for cut in proofs),
+        )
 
     def _parity(self) -> Difference:
         """Of the final file; of an int8 one, which accuracy judges, the fp32 file it came from."""
-        deploy, after = self._config.deploy, self._after
-        if deploy.precision == "int8":
-            after = exporters.open_session(self._config.out / FP32_FILE, deploy.provider)
-        tolerance = exporters.FP16_TOLERANCE if deploy.precision == "fp16" else 1e-4
+        kind, after = precision_of(self._config, self._baseline), self._after
+        if kind == "int8":
+            provider = self._config.deploy.provider
+            after = exporters.open_session(self._config.out / FP32_FILE, provider)
+        tolerance = exporters.FP16_TOLERANCE if kind == "fp16" else 1e-4
         model = self._outcome.compressed.model
         return verify.parity(model, after, self._baseline.probes, tolerance)
 

@@ -1,4 +1,4 @@
-"""The exported fp32 file in the precision that was asked for.
+"""The exported fp32 file in the precision that was asked for, or that the given file has.
 
 Enters: the run's settings, its fp32 file, the baseline with its data. Leaves: `model.onnx` in that
 precision, the fp32 file in stages/, and what was chosen, for the report. Refused: int8 without
@@ -26,12 +26,17 @@ _CALIBRATION_BATCH = 16
 _ORT_TOLERANCE = 1e-4
 
 
+def precision_of(config: RunConfig, baseline: Baseline) -> str:
+    """What model.onnx is to be in: what was asked for, else what the given file is in."""
+    return config.deploy.precision or ("fp16" if baseline.in_half else "fp32")
+
+
 def convert(
     config: RunConfig, baseline: Baseline, run: RunDirectory, console: RunConsole
 ) -> dict[str, Any]:
     """The `precision` section of the report; model.onnx is replaced where it is not fp32."""
-    kind = config.deploy.precision
-    found: dict[str, Any] = {"kind": kind}
+    kind = precision_of(config, baseline)
+    found: dict[str, Any] = {"kind": kind, "before": "fp16" if baseline.in_half else "fp32"}
     if kind == "fp32":
         return found
     run.write(FP32_FILE, lambda to: shutil.copyfile(run.path / "model.onnx", to))

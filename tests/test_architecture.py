@@ -14,9 +14,10 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 GBN_ORDER = [
     "errors", "ids", "rules.base", "rules.reshape", "rules.layout", "rules.lookup",
     "rules.elementwise", "rules.contract", "rules.reduce", "rules", "groups", "sizes", "grouping",
-    "running", "prune_plan", "norms", "layer_samples", "refit", "aliases", "surgery", "survivors",
-    "distance", "choices", "proof", "cost", "scores", "gates", "ticktock", "plan", "cuts",
-    "faults", "expected", "shapes_only", "shape_trial", "trial", "tracer", "trace",
+    "one_precision", "running", "prune_plan", "norms", "layer_samples", "refit", "aliases",
+    "surgery", "survivors", "distance", "choices", "proof", "cost", "scores", "gates",
+    "ticktock", "plan", "captured", "cuts", "faults", "expected", "shapes_only", "size_reads",
+    "shape_trial", "trial", "tracer", "training_path", "trace",
 ]  # fmt: skip
 ARCHITECTURES = re.compile(
     r"resn[e]t|resnext|mobilen|vgg|densenet|efficientnet|shufflenet|squeezenet|inception|"

@@ -69,6 +69,17 @@ def test_constants_identities_and_dead_nodes_go_and_the_values_stay() -> None:
     assert len(cleaned.graph.value_info) == 0
 
 
+def test_a_cast_to_the_type_that_is_there_goes_and_others_stay() -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["a"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["a"], ["b"], to=TensorProto.INT32),
+        helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT),
+    ]
+    cleaned = clean(make(nodes, [value("y", ["batch", 4])]))
+    assert [node.output[0] for node in cleaned.graph.node] == ["b", "y"]
+    np.testing.assert_array_equal(run(cleaned, 1.5 * X)[0], np.trunc(1.5 * X))
+
+
 def test_cleaning_twice_changes_nothing_more() -> None:
     once = clean(untidy())
     assert clean(once).SerializeToString() == once.SerializeToString()

@@ -65,6 +65,26 @@ def test_at_its_own_widths_it_computes_what_it_was_learnt_from(tmp_path):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp16"])
+def test_graphs_in_other_precisions_are_resized_as_well(tmp_path, kind):
+    inputs = {"x": np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)}
+    models = []
+    for name, net in (("a", Net(12, 20)), ("b", Net(9, 14))):
+        exported(net, tmp_path, f"{name}.onnx")
+        source, target = tmp_path / f"{name}.onnx", tmp_path / f"{name}-{kind}.onnx"
+        if kind == "int8":
+            exporters.like_int8(source, target, inputs, symmetric=False)
+        else:
+            exporters.to_fp16(source, target)
+        models.append(exporters.load_onnx(target))
+    content = Resizable.learn(models, np.array([[12, 20, 32], [9, 14, 23]])).at(
+        np.array([7, 16, 23])
+    )
+    weights = {tuple(t.dims) for t in onnx.load_from_string(content).graph.initializer}
+    assert {(7, 3, 3, 3), (16, 7, 1, 1), (16, 1, 3, 3)} <= weights
+    assert exporters.open_session(content).run_batch(inputs["x"])[0].shape == (2, 5)
+
+
 def test_graphs_of_other_nodes_are_refused(tmp_path):
     models = [
         exported(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU()), tmp_path, "a.onnx"),

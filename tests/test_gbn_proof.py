@@ -151,7 +151,9 @@ def test_the_models_are_left_as_they_were(made):
 def test_a_forward_that_insists_on_float32_is_proven_there(randomised):
     class Casts(Net):
         def forward(self, x):
-            return super().forward(x.to(torch.float32))
+            if x.dtype is torch.float64:
+                raise ValueError("float32 only")
+            return super().forward(x)
 
     model = randomised(Casts())
     groups = gbn.trace(model, X)
@@ -177,3 +179,66 @@ def test_the_distance_of_complex_outputs_has_both_parts():
         distance([reference], [torch.ones(3)])
     with pytest.raises(gbn.ProofFailed, match="nothing to compare"):
         distance([], [])
+
+
+class Rounds(Net):
+    """Leaves and comes back from a lower precision in the middle."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        y = F.relu(self.norm(self.stem(x))).to(self.dtype)
+        y = (y * 1.1).to(self.mid.weight.dtype)
+        return self.last(F.relu(self.mid(y)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_casts_of_the_forward_do_not_blur_the_proof(dtype, prune_and_prove):
+    proof = prune_and_prove(Rounds(dtype), X).proof
+    assert proof.dtype == "float64" and proof.max_abs_diff < 1e-12
+
+
+def test_a_wrong_surgery_of_a_forward_that_casts_is_found(randomised):
+    model = randomised(Rounds(torch.bfloat16))
+    groups = gbn.trace(model, X)
+    plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.5)
+    small = gbn.prune(model, plan)
+    with torch.no_grad():
+        small.last.weight[0] *= 1.001
+    assert not gbn.prove(model, plan, small, X).ok
+
+
+def test_inputs_that_leave_all_behind_the_cut_at_zero_are_replaced(randomised):
+    model = randomised(Net())
+    with torch.no_grad():  # a relu that is dead on this input whatever the stem's weights are
+        model.stem.weight.mul_(1e-6)
+        model.stem.bias.fill_(-1.0)
+        model.norm.running_mean.zero_()
+        model.norm.weight.fill_(1.0)
+        model.norm.bias.zero_()
+        model.mid.weight.zero_().sub_(1.0)
+        model.mid.bias.fill_(-5.0)
+    groups = gbn.trace(model, X[:1])
+    plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.5)
+    proof = gbn.prove(model, plan, gbn.prune(model, plan), X[:1])
+    assert proof.ok and proof.randomised and proof.effect > 0
+
+
+def test_a_plan_whose_running_statistics_keep_other_channels_is_damaged(made):
+    data = made[1].to_dict()
+    kept = data["kept"]["norm.running_mean"]["0"]
+    others = [p for p in range(8) if p not in kept]
+    data["kept"]["norm.running_mean"]["0"] = sorted([*kept[1:], others[0]])
+    with pytest.raises(gbn.PlanMismatch, match=r"'norm.running_mean' keeps other channels"):
+        gbn.PrunePlan.from_dict(data)
+
+
+def test_a_plan_whose_statistics_are_out_of_range_is_damaged(made):
+    data = made[1].to_dict()
+    data["statistics"] = [
+        {"op": "aten.mean.dim", "call": 0, "kept": {"1": [0, 9]}, "sizes": {"1": 8}}
+    ]
+    with pytest.raises(gbn.PlanMismatch, match=r"statistics of aten.mean.dim number 0"):
+        gbn.PrunePlan.from_dict(data)

@@ -177,9 +177,10 @@ def test_the_library_attention_module_is_right_or_frozen(randomised):
             x = F.relu(self.embed(x))
             return self.last(F.relu(self.up(self.attention(x, x, x, need_weights=False)[0])))
 
-    model, x = randomised(Uses()), torch.randn(2, 3, 5)
+    torch.manual_seed(0)
+    model, x = randomised(Uses()), torch.randn(8, 3, 5)
     groups = gbn.trace(model, x)
-    plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.9)
+    plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.8)
     proof = gbn.prove(model, plan, gbn.prune(model, plan), x)
     assert proof.ok and not proof.vacuous, proof
 

@@ -69,9 +69,53 @@ def test_sizes_that_the_network_needs_are_fixed_and_said_so(tmp_path: Path) -> N
     path = tmp_path / "net.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=opset), path)
     loaded = load_model(ModelSource(path=path, input_size=(3, 8, 8)))
-    assert "h, w: cannot stay free" in " ".join(loaded.warnings)
+    assert "h, w of 'x': cannot stay free" in " ".join(loaded.warnings)
     assert "MatMul node" in " ".join(loaded.warnings)
     assert loaded.interface is not None and loaded.interface.open_sizes == {}
+
+
+def test_channels_that_weights_fix_are_fixed_and_said_so_and_sizes_stay_free(
+    tmp_path: Path,
+) -> None:
+    axes = {"pixels": {0: "images", 1: "planes", 2: "high", 3: "wide"}}
+    path = write_net(tmp_path / "net.onnx", dynamic_axes=axes)
+    result = _compress(path, tmp_path / "out", "--input-size", "3,8,8")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "planes of 'pixels': cannot stay free, fixed to the input size (Conv node" in said
+    assert "its input has a free number of channels, its weight is for 3" in said
+    proto = onnx.load(tmp_path / "out/model.onnx")
+    assert _dims(proto.graph.input[0]) == ["images", 3, "high", "wide"]
+
+
+def test_channels_that_nothing_fixes_stay_free(tmp_path: Path) -> None:
+    class Grey(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x.mean(1, keepdim=True)).relu())
+
+    torch.manual_seed(0)
+    path = tmp_path / "grey.onnx"
+    axes = {"x": {0: "n", 1: "planes", 2: "h", 3: "w"}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Grey().eval(), (torch.zeros(1, 3, 8, 8),), str(path), dynamo=False,
+            opset_version=17, input_names=["x"], output_names=["y"], dynamic_axes=axes,
+        )  # fmt: skip
+    result = _compress(path, tmp_path / "out", "--input-size", "3,8,8")
+    assert result.exit_code == 0, result.output
+    assert "planes, h, w of 'x' stay free" in " ".join(result.output.split())
+    assert _dims(onnx.load(tmp_path / "out/model.onnx").graph.input[0]) == ["n", "planes", "h", "w"]
+    x = np.random.default_rng(0).standard_normal((2, 5, 12, 8)).astype(np.float32)
+    loaded = load_model(ModelSource(path=path, input_size=(3, 8, 8)))
+    back = exporters.open_session(tmp_path / "out/stages/baseline.onnx").run_batch(x)[0]
+    given = exporters.open_session(path).run_batch(x)[0]
+    assert np.abs(back - given).max() <= 1e-5 * np.abs(given).max()
+    assert loaded.module(torch.from_numpy(x)).shape == given.shape
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
@@ -114,22 +158,66 @@ def test_half_precision_weights_are_widened_and_said_so(tmp_path: Path) -> None:
     assert imported.module(torch.zeros(2, 3, 8, 8, dtype=torch.float16)).shape == (2, 5)
 
 
-def test_a_half_precision_file_comes_back_with_half_precision_ports(tmp_path: Path) -> None:
+def _float_types(proto: onnx.ModelProto) -> tuple[set[int], set[int]]:
+    """Of the ports, and of the weights."""
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    ports = {v.type.tensor_type.elem_type for v in (*proto.graph.input, *proto.graph.output)}
+    return ports, {t.data_type for t in proto.graph.initializer if t.data_type in floats}
+
+
+def test_a_half_precision_file_comes_back_in_half_precision(tmp_path: Path) -> None:
     path = halved(write_net(tmp_path / "net.onnx"))
+    half = {onnx.TensorProto.FLOAT16}
     result = _compress(path, tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "computes in float32" in " ".join(result.output.split())
     proto = onnx.load(tmp_path / "out/model.onnx")
-    for value in (*proto.graph.input, *proto.graph.output):
-        assert value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    assert _float_types(proto) == (half, half)
+    assert "Cast" not in {node.op_type for node in proto.graph.node}
     report = json.loads((tmp_path / "out/report.json").read_text())
-    assert report["parity"]["tolerance"] == 1e-4 + 2**-11
+    assert (report["precision"]["before"], report["precision"]["kind"]) == ("fp16", "fp16")
+    # Before the cut it is the file that was given, so it is no larger than that.
+    before = tmp_path / "out/stages/baseline.onnx"
+    assert _float_types(onnx.load(before)) == (half, half)
+    weights = sum(len(t.raw_data) for t in onnx.load(path).graph.initializer)
+    assert sum(len(t.raw_data) for t in onnx.load(before).graph.initializer) <= weights
+    assert report["size_bytes"]["before"] == before.stat().st_size
+    assert report["parity"]["max_abs_diff"] <= report["parity"]["tolerance"] == 1e-2 + 2**-11
     notes = " ".join(report["stages"][0]["notes"])
-    assert "computes in float32" in notes
+    assert "float16 again in the exported file" in notes
     assert "the file is of opset 13, which cannot be written: exported as 18" in notes
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float16)
     session = exporters.open_session(tmp_path / "out/model.onnx")
     assert session.run({"pixels": x})[0].dtype == np.float16
+
+
+def test_a_half_precision_file_comes_back_wide_where_that_is_asked(tmp_path: Path) -> None:
+    path = halved(write_net(tmp_path / "net.onnx"))
+    result = _compress(path, tmp_path / "out", "--precision", "fp32")
+    assert result.exit_code == 0, result.output
+    ports, weights = _float_types(onnx.load(tmp_path / "out/model.onnx"))
+    assert (ports, weights) == ({onnx.TensorProto.FLOAT16}, {onnx.TensorProto.FLOAT})
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert (report["precision"]["before"], report["precision"]["kind"]) == ("fp16", "fp32")
+    assert report["parity"]["tolerance"] == 1e-4 + 2**-11
+
+
+def test_weights_that_are_only_stored_in_half_precision_come_back_wide(tmp_path: Path) -> None:
+    wide, path = write_net(tmp_path / "net.onnx"), tmp_path / "stored.onnx"
+    proto = onnx.load(wide)
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+            name = tensor.name
+            tensor.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+            casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], to=1))
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    onnx.save(proto, path)
+    loaded = load_model(ModelSource(path=path))
+    assert loaded.interface is not None and not loaded.interface.in_half
+    assert "float16 tensors to float32" in " ".join(loaded.warnings)
 
 
 def test_loops_that_are_written_out_are_said_so(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -110,3 +111,20 @@ def test_softmax_before_13_takes_all_dimensions_from_its_axis_on(opset: int) -> 
     y = import_proto(model, Path()).module(torch.randn(2, 3, 4))
     summed = y.sum((1, 2)) if opset < 13 else y.sum(1)
     assert torch.allclose(summed, torch.ones_like(summed))
+
+
+def test_a_grid_that_is_written_down_serves_any_batch() -> None:
+    grid = _RNG.uniform(-1, 1, (1, 5, 4, 2)).astype("f4")
+    graph = helper.make_graph(
+        [helper.make_node("GridSample", ["x", "grid"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 6, 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 5, 4])],
+        [numpy_helper.from_array(grid, "grid")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    x = torch.randn(2, 3, 6, 6)
+    expected = [session.run(None, {"x": row.numpy()})[0] for row in x.split(1)]
+    found = import_proto(model, Path()).module(x).detach().numpy()
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-5)

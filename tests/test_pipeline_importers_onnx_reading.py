@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 from pipeline.cli import main
 from pipeline.errors import UsageError
@@ -50,6 +52,12 @@ def _external(location: str, length: int = 432) -> onnx.ModelProto:
     return _model(initializers=[tensor])
 
 
+def _without_outputs() -> onnx.ModelProto:
+    model = _model()
+    del model.graph.output[:]
+    return model
+
+
 def _node(*args: object, **attributes: object) -> onnx.NodeProto:
     return helper.make_node(*args, **attributes)
 
@@ -79,15 +87,16 @@ WRONG: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "other length": (lambda: _external("short.bin", 10**12), "announces 432 bytes"),
     "short data": (lambda: _external("short.bin"), "ends at byte 432 of 'short.bin', which has 3"),
     "domain": (lambda: _model(FOREIGN), r"outside of the ONNX standard \(1 org.example.Magic\)"),
-    "fused": (lambda: _model(FUSED), "optimised for one runtime"),
+    "fused": (lambda: _model(FUSED), r"one runtime \(1 com.microsoft.FusedConv\)"),
     "quantised": (
         lambda: _model(QUANTISED, [numpy_helper.from_array(np.float32(1), "s")]),
         "give the float model that it was made from",
     ),
     "wrong shape": (
         lambda: _model(initializers=[numpy_helper.from_array(np.ones((4, 5, 3, 3), "f4"), "w")]),
-        "Conv node 'c'",
+        "Conv node 'c': its input has 3 channels, its weight is for 5",
     ),
+    "no outputs": (_without_outputs, "has no outputs: there is nothing to compute"),
     "old": (lambda: _model(opset=6), "is of opset 6: 7 to"),
     "bomb": (
         lambda: _model(BOMB, [numpy_helper.from_array(np.array([1, 9999, 9999, 99]), "r")]),
@@ -135,6 +144,28 @@ def test_external_data_beside_the_model_is_read(tmp_path: Path) -> None:
     path.write_bytes(_external("w.bin").SerializeToString())
     module = import_onnx(path).module
     assert np.array_equal(module.get_parameter("c.weight").detach().numpy(), weight)
+
+
+def test_an_op_of_a_runtime_that_the_file_defines_is_read(tmp_path: Path) -> None:
+    nodes = [
+        _node("Conv", ["x", "w"], ["a"], name="c"),
+        _node("QuickGelu", ["a"], ["b"], domain="com.microsoft"),
+        _node("QuickGelu", ["b"], ["y"], domain="com.microsoft"),
+    ]
+    model = _model(nodes)
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    body = [_node("Sigmoid", ["i"], ["s"]), _node("Mul", ["i", "s"], ["o"])]
+    model.functions.append(
+        helper.make_function(
+            "com.microsoft", "QuickGelu", ["i"], ["o"], body, [helper.make_opsetid("", 18)]
+        )
+    )
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    module, x = import_onnx(path).module, torch.randn(2, 3, 8, 8)
+    plain = nn.functional.conv2d(x, module.get_parameter("c.weight"))
+    expected = nn.functional.silu(nn.functional.silu(plain))
+    torch.testing.assert_close(module(x), expected)
 
 
 def test_unsorted_nodes_are_sorted(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ still have to be attached to make it zero, or None where it cannot be known. Rem
 where dead channels reach their consumer as zeros.
 """
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from gbn.ids import FIXED, IdSpace, Rows
 
 Raw = frozenset[int]  # starts of the blocks of parameters that could be gated
 Dead = float | Raw | None
+_NESTS = (tuple, list, dict)
 NOT_FINITE = float("nan")  # the dead value of 0 / 0: no gate behind it makes that zero
 
 
@@ -119,7 +121,7 @@ class OpCall:
     @property
     def name(self) -> str:
         """The op as PyTorch writes it, such as aten.add.Tensor."""
-        return str(self.func)
+        return op_name(self.func)
 
     @property
     def where(self) -> str:
@@ -136,18 +138,19 @@ class OpCall:
         """Ids of a tensor; no ids for anything else."""
         return self.lookup(tensor) if isinstance(tensor, Tensor) else Info()
 
-    def inputs(self) -> Iterator[Tensor]:
+    def inputs(self) -> list[Tensor]:
         """All tensors among the arguments, also inside lists."""
         return tensors_in((self.args, self.kwargs))
 
-    def outputs(self) -> Iterator[Tensor]:
+    def outputs(self) -> list[Tensor]:
         """All tensors that came out."""
         return tensors_in(self.out)
 
     def set(self, info: Info, out: Tensor | None = None) -> None:
         """Set the ids of an output (default: the only one), dropping dims that do not fit."""
         target = self.out if out is None else out
-        ids = {d: r for d, r in info.ids.items() if r.shape[1] == target.shape[d]}
+        shape = target.shape
+        ids = {d: r for d, r in info.ids.items() if r.shape[1] == shape[d]}
         self.store(target, Info(ids, info.dead))
 
     def fresh(self, size: int) -> Rows:
@@ -164,9 +167,10 @@ class OpCall:
 
     def freeze(self, info: Info, dims: Iterable[int] | None = None, why: str = "") -> None:
         """Channels that enter here on these dims (default: all) stay."""
-        reason = f"{why} ({self.where})" if why else f"no rule for {self.where}"
-        for dim in info.ids if dims is None else dims:
-            if dim in info.ids:
+        chosen = [dim for dim in (info.ids if dims is None else dims) if dim in info.ids]
+        if chosen:
+            reason = f"{why} ({self.where})" if why else f"no rule for {self.where}"
+            for dim in chosen:
                 self.facts.space.freeze(info.ids[dim], reason)
 
     def over_channels(self, info: Info, dims: Iterable[int]) -> bool:
@@ -193,37 +197,41 @@ class OpCall:
         return dead
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+@functools.cache
+def op_name(func: Any) -> str:
+    """An op as PyTorch writes it, such as aten.add.Tensor."""
+    return str(func)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
     """Tensors in nested tuples, lists and dicts, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
+    found: list[Tensor] = []
+    _collect(value, Tensor, found)
+    return found
+
+
+def _collect(value: Any, kind: type | tuple[type, ...], found: list[Any]) -> None:
+    if isinstance(value, kind):
+        found.append(value)
+    elif isinstance(value, _NESTS):
+        for item in value.values() if isinstance(value, dict) else value:
+            if item is not None:
+                _collect(item, kind, found)
 
 
 def numbers_in(value: Any) -> tuple[int | float, ...]:
     """Ints and floats in nested arguments, in order."""
-    return tuple(_numbers(value))
+    found: list[Any] = []
+    _collect(value, (int, float), found)
+    return tuple([number for number in found if number is not True and number is not False])
 
 
-def _numbers(value: Any) -> Iterator[int | float]:
-    if isinstance(value, tuple | list):
-        for item in value:
-            yield from _numbers(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _numbers(item)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield value
-
-
+@functools.lru_cache(maxsize=4096)
 def fixed(size: int) -> Rows:
-    """Ids of a dimension that can never be removed."""
-    return np.full((1, size), FIXED, dtype=np.int64)
+    """Ids of a dimension that can never be removed; not to be written into."""
+    rows = np.full((1, size), FIXED, dtype=np.int64)
+    rows.flags.writeable = False
+    return rows
 
 
 def stack(parts: Iterable[Rows]) -> Rows:

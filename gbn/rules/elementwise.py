@@ -52,7 +52,6 @@ def is_elementwise(func: Any) -> bool:
     aten.rrelu_with_noise,
     aten.prelu,
     aten._prelu_kernel,
-    aten.glu_jvp,
     aten.masked_fill,
     aten.masked_fill_,
     aten.clamp_,
@@ -79,6 +78,8 @@ def _meet(call: OpCall, tensors: list[Tensor], out: Tensor, dim: int) -> Rows | 
     for tensor in tensors:
         own = dim - (out.ndim - tensor.ndim)
         if own < 0 or tensor.shape[own] != size:
+            if own >= 0 and tensor.shape[own] != 1:
+                call.freeze(call.info(tensor), [own], "comes out in another size")
             continue  # broadcast here: says nothing about this dimension
         rows = call.info(tensor).ids.get(own)
         if rows is None:

@@ -77,9 +77,10 @@ def _gated(call: OpCall, affine: Sequence[Tensor | None]) -> Dead:
     for tensor in affine:
         if tensor is None:
             continue
-        # instance norm repeats γ and β for each sample
-        ids = np.unique(call.info(tensor).ids.get(tensor.ndim - 1, fixed(1)))[None]
+        ids = call.info(tensor).ids.get(tensor.ndim - 1, fixed(1))
         start = call.facts.space.block_start(ids)
+        if start is None:  # instance norm repeats γ and β for each sample
+            start = call.facts.space.block_start(np.unique(ids)[None])
         if start is None:
             return None
         blocks.append(start)

@@ -103,8 +103,16 @@ def _for_main_job(
         raise UsageError(f"{path}: has {len(interface.inputs)} inputs ({names}): one is supported")
     if first.dtype not in _FLOATS:
         kind = str(first.dtype).removeprefix("torch.")
-        raise UsageError(f"{path}: input {first.name!r} is of type {kind}: float is supported")
-    if first.dtype is not torch.float32:
+        raise UsageError(
+            f"{path}: input {first.name!r} is of type {kind}: float32, "
+            "float16 and float64 are supported; keep what makes floats of it out of the file"
+        )
+    if interface.in_half:
+        notes.append(
+            "its weights are in half precision: float32 while it is cut and trained, float16 again "
+            "in the exported file (--precision fp32 leaves them wide)"
+        )
+    elif first.dtype is not torch.float32:
         kind = str(first.dtype).removeprefix("torch.")
         notes.append(
             f"input {first.name!r} is {kind} in the file, and again in the exported one, which "
@@ -119,11 +127,6 @@ def _for_main_job(
                 "free batch (dynamic_axes or dynamic_shapes)"
             )
         notes.append(f"its batch is fixed to {batch}: free here, fixed again in the exported file")
-    if interface.fixed_names:
-        notes.append(
-            f"{', '.join(interface.fixed_names)} of {first.name!r}: free in the file, fixed to the "
-            "input size in the exported one"
-        )
     if interface.open_sizes:
         names = ", ".join(interface.open_sizes.values())
         notes.append(f"{names} of {first.name!r} stay free; costs are those of the input size")

@@ -45,7 +45,7 @@ def load_network(source: ModelSource) -> tuple[nn.Module, str, tuple[str, ...]]:
     kind = detect_kind(source.path)
     with import_path(*_code_folders(source)):
         found = _find(source, kind)
-        notes = [*found.notes, *_convert(found.module)]
+        notes = [*found.notes, *_convert(found.module, source.path)]
     return found.module, f"{source.path.name}: {found.how}", tuple(notes)
 
 
@@ -68,7 +68,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     kind = detect_kind(source.path)
     with import_path(*_code_folders(source)):
         found = _find(source, kind)
-        notes = [*found.notes, *_convert(found.module)]
+        notes = [*found.notes, *_convert(found.module, source.path)]
         config = input_config(found.module, source.arch)
         input_size = found.input_size or _input_size(source, config, found.interface)
         output = check_forward(found.module, input_size)
@@ -174,14 +174,14 @@ def _from_weights(
     )
 
 
-def _convert(module: nn.Module) -> list[str]:
+def _convert(module: nn.Module, path: Path) -> list[str]:
     """To float32, eval mode and the CPU, in place; what that changed."""
     kinds = {t.dtype for t in module.parameters() if t.is_floating_point()} - {torch.float32}
     notes = [f"converted {str(kind).removeprefix('torch.')} weights to float32" for kind in kinds]
     module.float().cpu().eval()
     parameters = list(module.parameters())
     if not parameters:
-        raise UsageError("the model has no parameters: nothing to prune or train")
+        raise UsageError(f"{path}: the model has no parameters: nothing to prune or train")
     frozen = sum(not parameter.requires_grad for parameter in parameters)
     if frozen:
         notes.append(

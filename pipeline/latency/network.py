@@ -98,16 +98,7 @@ def time_network(
     console.say("measuring how long each layer takes at several widths")
     resizable = _resizable(config, baseline)
     cuts = sampled_cuts(groups, step, config.recovery.seed)
-    rows = [groups.counts(alive) for alive in cuts]
-    with console.progress("times", total=len(rows)) as advance:
-        measured = []
-        for row in rows:
-            measured.append(_measured(resizable, row, place))
-            advance(1)
-    nodes = [found for found, _ in measured]
-    if place.provider not in SYNCHRONOUS:
-        nodes = spread(nodes, [ms for _, ms in measured])
-    fit = fit_times([Sample(widths=r, nodes=n) for r, n in zip(rows, nodes, strict=True)])
+    fit = _fitted(resizable, [groups.counts(alive) for alive in cuts], place, console)
     before = place.open(baseline.onnx)
     calibrated = uniform_cuts(groups, step)
     sessions = [place.open(resizable.at(groups.counts(alive))) for alive in calibrated]
@@ -124,6 +115,21 @@ def time_network(
         f"to {100 / scale:.0f} % of that, modelled within {100 * fit.typical_error:.0f} %"
     )
     return network
+
+
+def _fitted(
+    resizable: Resizable, rows: Sequence[np.ndarray], place: Place, console: RunConsole
+) -> TimeFit:
+    """The model of nodes, from their times at these widths."""
+    measured = []
+    with console.progress("times", total=len(rows)) as advance:
+        for row in rows:
+            measured.append(_measured(resizable, row, place))
+            advance(1)
+    nodes = [found for found, _ in measured]
+    if place.provider not in SYNCHRONOUS:
+        nodes = spread(nodes, [ms for _, ms in measured])
+    return fit_times([Sample(widths=r, nodes=n) for r, n in zip(rows, nodes, strict=True)])
 
 
 def _resizable(config: RunConfig, baseline: Baseline) -> Resizable:

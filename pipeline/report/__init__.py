@@ -15,6 +15,7 @@ from pipeline.report.measurements import (
     LatencySummary,
     Measurements,
     Provider,
+    Surgery,
 )
 from pipeline.report.table import summary_table
 
@@ -28,6 +29,7 @@ __all__ = [
     "Measurements",
     "Provider",
     "Report",
+    "Surgery",
     "build_report",
     "environment",
     "render_html",

@@ -51,7 +51,7 @@ def rows(report: Report) -> list[tuple[str, str, str, str]]:
         table.append(_accuracy_row(report.accuracy))
     if report.fidelity is not None:
         table.append(_fidelity_row(report.fidelity))
-    if report.precision["kind"] != "fp32":
+    if {report.precision["kind"], report.precision.get("before", "fp32")} != {"fp32"}:
         table.append(_precision_row(report.precision))
     if report.latency is not None:
         table.extend(_latency_rows(report.latency))
@@ -63,7 +63,7 @@ def _precision_row(precision: dict[str, Any]) -> tuple[str, str, str, str]:
     note = (
         f"{kept} of {precision['num_layers']} layers in float" if "num_layers" in precision else ""
     )
-    return ("Precision", "fp32", precision["kind"], note)
+    return ("Precision", precision.get("before", "fp32"), precision["kind"], note)
 
 
 def _accuracy_row(accuracy: dict[str, Any]) -> tuple[str, str, str, str]:

@@ -76,6 +76,16 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Surgery(Difference):
+    """The worst of all cuts; `num_overruled`: choices by value that the smaller networks followed.
+
+    By rounding they would have made them otherwise.
+    """
+
+    num_overruled: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class LatencySummary:
     """Times of one model over `n` runs, in milliseconds."""
 
@@ -126,7 +136,7 @@ class Measurements:
     params: BeforeAfter | None
     size_bytes: BeforeAfter | None
     accuracy: Accuracy | None
-    surgery: Difference | None
+    surgery: Surgery | None
     """Gated-to-zero network against the physically smaller one."""
     parity: Difference | None
     """PyTorch against onnxruntime."""

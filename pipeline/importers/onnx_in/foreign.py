@@ -14,6 +14,7 @@ from pipeline.importers.onnx_in.errors import UsageError
 _QUANTISED = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
 )
+STANDARD = ("", "ai.onnx")
 _RUNTIME_DOMAINS = ("com.microsoft", "com.ms.internal.nhwc", "com.microsoft.nchwc")
 
 
@@ -32,39 +33,32 @@ def nodes_of(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 def refuse_foreign(proto: onnx.ModelProto) -> None:
     """Raises UsageError for what this module's text says."""
     functions = {(f.domain, f.name) for f in proto.functions}
-    domains = {f.domain for f in proto.functions}
     nodes = list(nodes_of(proto.graph))
     nodes += [node for function in proto.functions for node in function.node]
+    nodes = [node for node in nodes if (node.domain, node.op_type) not in functions]
     quantised = Counter(n.op_type for n in nodes if _is_quantised(n))
     if quantised:
         raise UsageError(
             f"is quantised ({_counts(quantised)}): weights in integers cannot be trained; give "
             "the float model that it was made from, prune it, and quantise the result"
         )
-    fused = Counter(n.op_type for n in nodes if n.domain in _RUNTIME_DOMAINS)
-    fused -= Counter(op for domain, op in functions if domain in _RUNTIME_DOMAINS)
-    if fused:
+    foreign = Counter(f"{n.domain}.{n.op_type}" for n in nodes if n.domain not in STANDARD)
+    if any(n.domain in _RUNTIME_DOMAINS for n in nodes):
         raise UsageError(
-            f"was optimised for one runtime ({_counts(fused)} of {', '.join(_RUNTIME_DOMAINS)}): "
+            f"was optimised for one runtime ({_counts(foreign)}): "
             "give the file from before that optimisation; onnxruntime does it anew when it loads"
         )
-    unknown = Counter(
-        f"{n.domain}.{n.op_type}"
-        for n in nodes
-        if n.domain not in ("", "ai.onnx")
-        and (n.domain, n.op_type) not in functions
-        and (n.domain not in domains or (n.domain, n.op_type) not in functions)
-    )
-    if unknown:
+    if foreign:
         raise UsageError(
-            f"uses ops outside of the ONNX standard ({_counts(unknown)}): export it without them, "
+            f"uses ops outside of the ONNX standard ({_counts(foreign)}): export it without them, "
             "or with their definition as a function in the file"
         )
 
 
 def _is_quantised(node: onnx.NodeProto) -> bool:
-    standard = node.domain in ("", "ai.onnx", "com.microsoft")
-    return standard and (node.op_type in _QUANTISED or node.op_type.startswith("QLinear"))
+    return node.domain in (*STANDARD, "com.microsoft") and (
+        node.op_type in _QUANTISED or node.op_type.startswith("QLinear")
+    )
 
 
 def _counts(found: Counter[str]) -> str:

@@ -55,16 +55,22 @@ def import_proto(
 
 def _import(source: OnnxSource, input_size: tuple[int, ...] | None) -> ImportedOnnx:
     interface = read_interface(source)
-    if not interface.inputs:
-        raise UsageError("has no inputs: there is nothing to compute")
-    wanted, notes = interface.spatial_names, []
-    if wanted:
+    for kind, ports in (("inputs", interface.inputs), ("outputs", interface.outputs)):
+        if not ports:
+            raise UsageError(f"has no {kind}: there is nothing to compute")
+    free = interface.free_names
+    notes: list[str] = []
+    # Weights fix the channels of nearly every network, and have nothing to do with the rest.
+    channels, others = ({i: free[i] for i in free if (i == 1) is first} for first in (True, False))
+    for wanted, given_up in ((free, channels), (others, others)):
+        if not given_up:
+            continue
         try:
-            return _built(source, interface, input_size, wanted)
+            return _built(source, interface, input_size, wanted, notes)
         except UsageError as error:
             notes.append(
-                f"{', '.join(wanted.values())}: cannot stay free, fixed to the input size "
-                f"({one_line(error)})"
+                f"{', '.join(given_up.values())} of {interface.inputs[0].name!r}: cannot stay "
+                f"free, fixed to the input size ({error})"
             )
     return _built(source, interface, input_size, {}, notes)
 

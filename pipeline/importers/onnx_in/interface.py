@@ -5,16 +5,19 @@ inputs without values. Refused: inputs that are no tensors, sizes that neither t
 user states.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import onnx
 import torch
 from torch import Tensor
 
 from pipeline.importers.onnx_in.errors import UsageError
+from pipeline.importers.onnx_in.foreign import nodes_of
 from pipeline.importers.onnx_in.read import OnnxSource
-from pipeline.importers.onnx_in.tensors import torch_dtype
+from pipeline.importers.onnx_in.tensors import TORCH_DTYPES, torch_dtype
 
 Dims = tuple[int | str | None, ...]
 TRIAL_BATCHES = (2, 3)
@@ -43,8 +46,10 @@ class Interface:
     doc_string: str
     metadata: dict[str, str]
     open_sizes: dict[int, str] = field(default_factory=dict)
-    """Dimensions of the first input, beside batch and channels, that may have other sizes than the
-    network was imported at, and what they are called."""
+    """Dimensions of the first input, beside the batch, that may have other sizes than the network
+    was imported at, and what they are called."""
+    in_half: bool = False
+    """Whether the file computes with weights in float16: most of their elements are."""
 
     @property
     def fixed_batch(self) -> int | None:
@@ -66,25 +71,18 @@ class Interface:
         return (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 == len(dims) else None
 
     @property
-    def spatial_names(self) -> dict[int, str]:
-        """Free dimensions of the first input beside batch and channels, and their names."""
+    def free_names(self) -> dict[int, str]:
+        """Free dimensions of the first input beside the batch, and their names.
+
+        One that is called as the batch is the batch's size, whatever that is.
+        """
         dims = (self.inputs[0].dims or ()) if self.inputs else ()
-        usual = {2: "height", 3: "width"} if len(dims) == 4 else {}
+        usual = {1: "channels", 2: "height", 3: "width"} if len(dims) == 4 else {}
         return {
             i: d or usual.get(i, f"size_{i}")
             for i, d in enumerate(dims)
-            if i >= 2 and not isinstance(d, int) and (d is None or d != dims[0])
+            if i and not isinstance(d, int) and (d is None or d != dims[0])
         }
-
-    @property
-    def fixed_names(self) -> tuple[str, ...]:
-        """Names of the first input's free dimensions that can only be exported fixed."""
-        dims = (self.inputs[0].dims or ()) if self.inputs else ()
-        return tuple(
-            d or f"dimension {i}"
-            for i, d in enumerate(dims)
-            if i and not isinstance(d, int) and i not in self.spatial_names
-        )
 
 
 def read_interface(source: OnnxSource) -> Interface:
@@ -97,7 +95,27 @@ def read_interface(source: OnnxSource) -> Interface:
         opset=source.opset,
         doc_string=proto.doc_string or proto.graph.doc_string,
         metadata={entry.key: entry.value for entry in proto.metadata_props},
+        in_half=_in_half(source),
     )
+
+
+def _in_half(source: OnnxSource) -> bool:
+    """Weights that are only cast are stored in half precision, and not computed with in it."""
+    nodes = list(nodes_of(source.proto.graph))
+    used = {name for node in nodes if node.op_type != "Cast" for name in node.input}
+    found = [(name, tensor.dtype, tensor.numel()) for name, tensor in source.weights.items()]
+    found += [
+        (node.output[0], TORCH_DTYPES[attribute.t.data_type], prod(attribute.t.dims))
+        for node in nodes
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.name == "value" and attribute.t.data_type in TORCH_DTYPES
+    ]
+    sizes: Counter[bool] = Counter()
+    for name, dtype, size in found:
+        if dtype.is_floating_point:
+            sizes[dtype is torch.float16 and name in used] += size
+    return sizes[True] > sizes[False]
 
 
 def _port(value: onnx.ValueInfoProto, kind: str) -> Port:

@@ -14,7 +14,7 @@ import onnx.inliner
 import torch
 
 from pipeline.importers.onnx_in.errors import FOREIGN, UsageError, one_line
-from pipeline.importers.onnx_in.foreign import refuse_foreign
+from pipeline.importers.onnx_in.foreign import STANDARD, refuse_foreign
 from pipeline.importers.onnx_in.sorting import sort_graph
 from pipeline.importers.onnx_in.tensors import from_sparse, to_torch
 
@@ -22,7 +22,6 @@ MAX_FILE_BYTES = 2**31 - 1
 """protobuf's own limit for one message."""
 MAX_EXPANDED_NODES = 200_000
 OLDEST_OPSET = 7
-STANDARD = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,7 @@ def conv(op: Op) -> Result:
     options = {"stride": strides, "padding": padding, "dilation": dilations, "groups": groups}
     if groups < 1 or shape[0] % groups:
         raise op.refuse(f"{shape[0]} output channels do not divide into {groups} groups")
+    _require_channels(op, shape[1] * groups)
     bias = op.maybe(2)
     if not isinstance(x, fx.Node) or not _are_const(weight, bias):
         return op.call(_FUNCTIONS[count], x, weight, bias, **options)
@@ -68,6 +69,14 @@ def conv(op: Op) -> Result:
         shape[1] * groups, shape[0], shape[2:], bias=bias is not None, device="meta", **options
     )
     return _placed(op, module, x, options)
+
+
+def _require_channels(op: Op, needed: int) -> None:
+    """Refused where the input (N, C, ...) has not as many; torch says so without the numbers."""
+    shape = op.shape(op.value(0))
+    if shape is not None and len(shape) > 1 and shape[1] != needed:
+        found = "a free number of" if shape[1] is None else shape[1]
+        raise op.refuse(f"its input has {found} channels, its weight is for {needed}")
 
 
 def _are_const(weight: Value, bias: Value | None) -> bool:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pipeline.importers.onnx_in.context import Op
 from pipeline.importers.onnx_in.registry import Result, importer
+from pipeline.importers.onnx_in.values import Const
 
 _GRID_MODES = {
     "linear": "bilinear", "bilinear": "bilinear", "nearest": "nearest",
@@ -15,14 +16,22 @@ _GRID_MODES = {
 }  # fmt: skip
 
 
+def _for_each_sample(x: Tensor, grid: Tensor) -> Tensor:
+    """(1, ...) -> (N, ...), where x is (N, C, ...)."""
+    return grid.expand(x.shape[0], *grid.shape[1:])
+
+
 @importer("GridSample")
 def grid_sample(op: Op) -> Result:
-    """torch's own op."""
+    """torch's own op; places that are written down serve any batch."""
+    grid = op.value(1)
+    if isinstance(grid, Const) and grid.tensor.shape[:1] == (1,):
+        grid = op.call(_for_each_sample, op.value(0), grid)
     mode, padding = op.attr("mode", "linear"), op.attr("padding_mode", "zeros")
     if op.rank(op.value(0)) == 5 and "cubic" in mode:
         raise op.refuse("cubic sampling of volumes is not supported")
     return op.call(
-        F.grid_sample, op.value(0), op.value(1), mode=_GRID_MODES[mode], padding_mode=padding,
+        F.grid_sample, op.value(0), grid, mode=_GRID_MODES[mode], padding_mode=padding,
         align_corners=bool(op.attr("align_corners", 0)),
     )  # fmt: skip
 
