@@ -22,20 +22,12 @@ from gbn.groups import Mask
 from gbn.ticktock import Phase
 from pipeline.console import RunConsole
 from pipeline.errors import UsageError
-from pipeline.goal import Goal
+from pipeline.goal import Goal, phases_of
 from pipeline.rundir import RunDirectory
 from pipeline.training import Progress, Trainer
 
 _STAGE = "compress"
 _LATENCY_STAGE = "latency"
-
-
-def phases_of(goal: Goal, share: float, *, epochs: int, per_epoch: int | None) -> tuple[Phase, ...]:
-    """The schedule down to `share` of what is asked for most; without batches there is nothing to
-    recover with, and one cut is all."""
-    if per_epoch is None:
-        return (Phase(kind="tick", batches=0),) if share < 1 else ()
-    return goal.recipe.schedule(budget=epochs * per_epoch, target=share)
 
 
 @dataclass(kw_only=True)
@@ -82,11 +74,11 @@ class Compressor:
 
     def phases(self, epochs: int) -> tuple[Phase, ...]:
         """The schedule of this run."""
-        latency = self._goal.latency
-        first = None if latency is None else self._first_share(latency.own_share)
-        share = min(self._goal.shares(self._groups, first))
+        shares = self._goal.cost_shares(self._groups)
+        if self._goal.latency is not None:
+            shares.append(self._first_share(self._goal.latency.own_share))
         per_epoch = None if self._trainer is None else self._trainer.stream.per_epoch
-        return phases_of(self._goal, share, epochs=epochs, per_epoch=per_epoch)
+        return phases_of(self._goal.recipe, min(shares), epochs=epochs, per_epoch=per_epoch)
 
     def _first_share(self, share: float) -> float:
         """The share that the run began with: times are measured anew when it is resumed."""

@@ -17,6 +17,7 @@ from pipeline.config import (
     ConstraintConfig,
     DataConfig,
     DeployConfig,
+    InspectConfig,
     ModelConfig,
     RecoveryConfig,
     RunConfig,
@@ -24,7 +25,6 @@ from pipeline.config import (
     TargetConfig,
 )
 from pipeline.errors import UsageError
-from pipeline.inspect_config import InspectConfig
 from pipeline.target import LatencyTarget
 
 DEFAULT_EPOCHS = 10

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from gbn.ticktock import Phase
 from pipeline.baseline import Baseline
-from pipeline.compress import phases_of
 from pipeline.config import RunConfig
 from pipeline.data import Data
 from pipeline.data_free import amounts, cannot_learn
-from pipeline.goal import Goal
+from pipeline.goal import Goal, phases_of
 from pipeline.mixed_data import made_images
 from pipeline.objectives import float_tensors
 
@@ -68,10 +67,9 @@ class Forecast:
 def forecast(config: RunConfig, baseline: Baseline, goal: Goal) -> Forecast:
     """The schedule, and what it costs at the speed of two steps timed now."""
     images, data, steps = None, baseline.data, 0
-    share = min(*goal.shares(baseline.groups), 1.0)
     if data is None and not goal.holds_uncut(baseline.groups):
         if cannot_learn(baseline.loaded) is not None:
-            once = phases_of(goal, share, epochs=0, per_epoch=None)
+            once = phases_of(goal.recipe, _target_share(goal, baseline), epochs=0, per_epoch=None)
             return Forecast(phases=_planned(once, 0.0, 1.0), batch_size=0)
         plan = amounts(baseline.cost.num_macs, baseline.device.type, config.data.batch_size)
         steps = plan.steps * plan.batches
@@ -84,9 +82,15 @@ def forecast(config: RunConfig, baseline: Baseline, goal: Goal) -> Forecast:
     if images is not None:
         images = (images[0], steps * step_s * _STUDENT)
     per_epoch = len(data.train_loader(0))
-    phases = phases_of(goal, share, epochs=config.recovery.epochs, per_epoch=per_epoch)
+    phases = phases_of(
+        goal.recipe,
+        _target_share(goal, baseline),
+        epochs=config.recovery.epochs,
+        per_epoch=per_epoch,
+    )
+    shares = _target_share(goal, baseline)
     return Forecast(
-        phases=_planned(phases, step_s, share, load_s), batch_size=len(batch), images=images
+        phases=_planned(phases, step_s, shares, load_s), batch_size=len(batch), images=images
     )
 
 
@@ -110,6 +114,10 @@ def _planned(
         )
         for kind, each in found.items()
     )
+
+
+def _target_share(goal: Goal, baseline: Baseline) -> float:
+    return min([*goal.shares(baseline.groups), 1.0])
 
 
 def _stand_in(baseline: Baseline, batch_size: int, count: int) -> Data:

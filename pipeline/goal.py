@@ -10,6 +10,7 @@ import numpy as np
 
 import gbn
 from exporters.width_steps import fast_step
+from gbn.ticktock import Phase
 from pipeline.baseline import Baseline
 from pipeline.config import RunConfig
 from pipeline.console import RunConsole
@@ -37,16 +38,27 @@ class Goal:
         """Whether the whole network is within it already."""
         return all(share >= 1 for share in self.shares(groups))
 
-    def shares(self, groups: gbn.ChannelGroups, latency_share: float | None = None) -> list[float]:
-        """What may stay of each cost that was asked for; `latency_share`: instead of time's own."""
+    def shares(self, groups: gbn.ChannelGroups) -> list[float]:
+        """What may stay of each cost that was asked for, time included."""
+        timed = [] if self.latency is None else [self.latency.own_share]
+        return self.cost_shares(groups) + timed
+
+    def cost_shares(self, groups: gbn.ChannelGroups) -> list[float]:
+        """What may stay of the MACs and the parameters, as far as they were asked for."""
         everything = np.ones(groups.num_atoms, dtype=np.bool_)
         asked = ((self.flops, gbn.CostModel.macs), (self.params, gbn.CostModel.params))
-        shares = [
+        return [
             limit / cost(groups).total(everything) for limit, cost in asked if limit is not None
         ]
-        if self.latency is not None:
-            shares.append(self.latency.own_share if latency_share is None else latency_share)
-        return shares
+
+
+def phases_of(
+    recipe: Recipe, share: float, *, epochs: int, per_epoch: int | None
+) -> tuple[Phase, ...]:
+    """The schedule; without batches there is nothing to recover with, and one cut is all."""
+    if per_epoch is None:
+        return (Phase(kind="tick", batches=0),) if share < 1 else ()
+    return recipe.schedule(budget=epochs * per_epoch, target=share)
 
 
 def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal:

@@ -16,11 +16,11 @@ from torch import nn
 
 import gbn
 from gbn.groups import Mask
+from pipeline.config import InspectConfig
 from pipeline.console import RunConsole
 from pipeline.example_inputs import example_inputs
 from pipeline.importers import load_model, load_network
 from pipeline.importers.source import model_source
-from pipeline.inspect_config import InspectConfig
 
 
 @dataclass(frozen=True, kw_only=True)

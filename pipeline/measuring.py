@@ -39,7 +39,10 @@ from pipeline.report import (
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """The compressed network, the plan that made it, the images made for it, and what it was to
-    reach. history, sensitivity: what check-ups found on the way, and of each group's cut alone."""
+    reach.
+
+    history, sensitivity: what check-ups found on the way, and of each group's cut alone.
+    """
 
     compressed: Compressed
     plan: gbn.PrunePlan
