@@ -12,34 +12,44 @@ from typing import Any
 
 from torch import Tensor, nn
 
+_FUNCTIONS = (FunctionType, functools.partial)
+_TABLES = ("_parameters", "_buffers", "_modules")
+
 
 def captured_tensors(model: nn.Module) -> dict[int, str]:
     """Which function holds each tensor, by the `id` of the tensor."""
-    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
     found: dict[int, str] = {}
+    by_class: dict[type, list[nn.Module | Tensor]] = {}
     for path, module in model.named_modules():
+        kind = type(module)
+        if kind not in by_class:
+            by_class[kind] = [*_held_by(kind.forward, set())]
+        held = [("forward", value) for value in by_class[kind]]
         for name, function in _functions(module):
+            held += [(name, value) for value in _held_by(function, set())]
+        for name, value in held:
             where = f"{path}.{name}" if path else name
-            for value in _held_by(function, set()):
-                tensors = (
-                    (*value.parameters(), *value.buffers())
-                    if isinstance(value, nn.Module)
-                    else (value,)
-                )
-                found.update({id(t): where for t in tensors if id(t) in own})
-    return found
+            tensors = (
+                (*value.parameters(), *value.buffers())
+                if isinstance(value, nn.Module)
+                else (value,)
+            )
+            found.update({id(tensor): where for tensor in tensors})
+    if not found:
+        return found
+    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    return {key: where for key, where in found.items() if key in own}
 
 
 def _functions(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """Functions among the attributes, in lists and dicts of them, hooks, and the forward."""
+    """Functions among the attributes, and in lists and dicts of them, such as hooks."""
     for name, value in vars(module).items():
-        items = value.values() if isinstance(value, dict) else value
-        for item in items if isinstance(value, dict | list | tuple) else (value,):
-            if isinstance(item, FunctionType | functools.partial):
-                yield name, item
-    forward = type(module).forward
-    if isinstance(forward, FunctionType):
-        yield "forward", forward
+        if isinstance(value, _FUNCTIONS):
+            yield name, value
+        elif isinstance(value, dict | list | tuple) and value and name not in _TABLES:
+            for item in value.values() if isinstance(value, dict) else value:
+                if isinstance(item, _FUNCTIONS):
+                    yield name, item
 
 
 def _held_by(value: Any, seen: set[int]) -> Iterator[nn.Module | Tensor]:

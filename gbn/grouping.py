@@ -79,10 +79,9 @@ class _Builder:
     def _atoms_by_id(self) -> Rows:
         """The atom that an id is, or _STAYS, or _SEVERAL: those that it is a product of."""
         number = self.index.copy()
-        number[[*self.resolution.frozen]] = _STAYS
-        number[[own for own in self.resolution.parts if own not in self.resolution.frozen]] = (
-            _SEVERAL
-        )
+        number[self.resolution.stays] = _STAYS
+        owners = self.resolution.parts.owners()
+        number[owners[~self.resolution.stays[owners]]] = _SEVERAL
         return number[self.resolution.label]
 
     def _rows(self, start: int) -> Rows:
@@ -90,7 +89,8 @@ class _Builder:
 
     def dim(self, rows: Rows) -> int | None:
         """Index of the dim that these ids are, or None if all of its positions stay."""
-        key = rows.tobytes() + bytes(str(rows.shape), "ascii")
+        # by classes: all tensors of one width are one dim
+        key = b"%d " % len(rows) + self.resolution.classes(rows).tobytes()
         if key not in self._dim_index:
             positions, atoms = self._table(rows)
             if not len(atoms):
@@ -226,14 +226,13 @@ def _tensor_dims(
     names: dict[int, list[str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     first: dict[str, int] = {}
-    everything = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
-    for name, tensor in everything:
-        names.setdefault(id(tensor), []).append(name)
-        shapes[name] = tuple(tensor.shape)
-        first.setdefault(name, id(tensor))
+    for path, module in model.named_modules(remove_duplicate=False):
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                name = f"{path}.{key}" if path else key
+                names.setdefault(id(tensor), []).append(name)
+                shapes[name] = tuple(tensor.shape)
+                first.setdefault(name, id(tensor))
     tensors: dict[str, dict[int, int]] = {}
     for block in facts.space.blocks:
         if block.tensor is None:

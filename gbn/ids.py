@@ -11,19 +11,17 @@ removed alone) that it depends on, or a reason why it can never go.
 While tracing, facts are only appended; one connected-components call at the end unites them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-Rows = npt.NDArray[np.int64]
+from gbn.equations import FIXED, NONE, Equations, Resolution, Rows
 
-FIXED = 0  # the id of a position that can never be removed
-NONE = -1  # fills a column of `Rows` that has fewer conditions than its neighbours
+__all__ = ["FIXED", "NONE", "Block", "IdSpace", "Resolution", "Rows"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,54 +33,6 @@ class Block:
     tensor: str | None  # state-dict name, or None for ids issued by an op
     dim: int
     origin: str  # the module path in which the ids were issued
-
-
-@dataclass(frozen=True)
-class Resolution:
-    """What every id came to after all facts were united.
-
-    `label[id]` is the class of an id; `frozen[class]` holds the reason of classes that stay;
-    `parts[class]` the atoms of a class that is a product of others. A class in neither is an atom.
-    """
-
-    label: npt.NDArray[np.int64]
-    frozen: dict[int, str]
-    parts: dict[int, frozenset[int]]
-
-    def atoms_of(self, label: int) -> frozenset[int]:
-        """The atoms that must all survive for this class to survive; empty if it cannot go."""
-        if label in self.frozen:
-            return frozenset()
-        if label not in self.parts:
-            return frozenset((label,))
-        return frozenset().union(*(self.atoms_of(part) for part in self.parts[label]))
-
-    @cached_property
-    def _atoms(self) -> "_Table":
-        products = {own: self._atoms_of_product(own) for own in self.parts}
-        return _table(int(self.label.max()) + 1, self.frozen, products)
-
-    def _atoms_of_product(self, own: int) -> list[int]:
-        factors = self.parts[own]
-        if own in self.frozen or not self.parts.keys().isdisjoint(factors):
-            return sorted(self.atoms_of(own))
-        return sorted(f for f in factors if f not in self.frozen)  # almost all: of plain atoms
-
-    def conditions(self, rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Pairs (position, atom) that say which atoms each position of a dimension needs.
-
-        Sorted by position and atom, each pair once; shapes (e,) and (e,).
-        """
-        return _conditions(
-            np.where(rows > FIXED, self.label[np.maximum(rows, 0)], NONE), self._atoms
-        )
-
-    def columns(self, rows: Rows) -> list[frozenset[int]]:
-        """Atoms of each position of a dimension, shape (n,)."""
-        found: list[set[int]] = [set() for _ in range(rows.shape[1])]
-        for position, atom in zip(*(part.tolist() for part in self.conditions(rows)), strict=True):
-            found[position].add(atom)
-        return [frozenset(atoms) for atoms in found]
 
 
 @dataclass
@@ -170,7 +120,7 @@ class IdSpace:
             frozen: dict[int, str] = {}
             for ids, why in reversed(self._frozen):
                 frozen.update(dict.fromkeys(label[ids].tolist(), why))
-            equations = _Equations(label, frozen)
+            equations = Equations(label, frozen)
             said_new = [equations.simplify(a, b) for a, b in self._products]
             if not any(said_new):
                 open_ones = [(a, b) for a, b in self._products if not equations.define(a, b)]
@@ -201,141 +151,3 @@ class IdSpace:
         graph = coo_matrix((np.ones(len(a), np.bool_), (a, b)), shape=(self._next, self._next))
         _, label = connected_components(graph, directed=False)
         return np.asarray(label, dtype=np.int64)
-
-
-class _Equations:
-    """One pass over all products, noting what must be united or frozen before the next pass."""
-
-    def __init__(self, label: npt.NDArray[np.int64], frozen: dict[int, str]) -> None:
-        self.label = label
-        self.now = Resolution(label, frozen, {})
-        self.unions: list[npt.NDArray[np.int64]] = []
-        self.conflicts: set[int] = set()
-        self._stays = np.zeros(label.max() + 1, dtype=np.bool_)
-        self._stays[list(frozen)] = True
-        _, self._member = np.unique(label, return_index=True)
-        self._expanded: dict[int, frozenset[int]] = {}
-
-    def live(self, rows: Rows) -> Rows:
-        """Classes of ids, sorted in each column; NONE for what is no condition."""
-        label = np.where(rows > FIXED, self.label[np.maximum(rows, 0)], NONE)
-        label[(label >= 0) & self._stays[np.maximum(label, 0)]] = NONE
-        label = np.sort(label, axis=0)[::-1]
-        label[1:][label[1:] == label[:-1]] = NONE
-        return label
-
-    def simplify(self, left: Rows, right: Rows) -> bool:
-        """Where both sides have one class left, they are one. True if that said something new."""
-        a, b = self.live(left), self.live(right)
-        single = ((a != NONE).sum(0) == 1) & ((b != NONE).sum(0) == 1)
-        new = single & (a.max(0) != b.max(0))
-        if new.any():
-            pair = np.stack([a.max(0)[new], b.max(0)[new]])
-            self.unions.append(self._member[pair])
-        return bool(new.any())
-
-    def define(self, left: Rows, right: Rows) -> bool:
-        """Where one plain class stands on a side, it is the product of the other side.
-
-        True if that is all that the equation says.
-        """
-        a, b = self.live(left), self.live(right)
-        settled = (a == NONE).all(0) & (b == NONE).all(0)
-        if a.shape == b.shape:
-            settled |= (a == b).all(0)
-        parts = self.now.parts
-        for single, others in ((a, b), (b, a)):
-            chosen = ((single != NONE).sum(0) == 1) & ((others != NONE).sum(0) > 1)
-            owns = single[:, chosen].max(0, initial=NONE).tolist()
-            products = [frozenset(c) - {NONE} for c in others[:, chosen].T.tolist()]
-            for own, factors in zip(owns, products, strict=True):
-                if own not in factors:
-                    parts.setdefault(own, factors)
-            agrees = [parts.get(own) == f for own, f in zip(owns, products, strict=True)]
-            settled[chosen] |= np.array(agrees, dtype=np.bool_)
-        return bool(settled.all())
-
-    def check(self, left: Rows, right: Rows) -> None:
-        """Both sides must come to the same atoms; unite or dispute where they do not."""
-        a, b = self.live(left), self.live(right)
-        here, there = _conditions(a, self._table), _conditions(b, self._table)
-        if all(map(np.array_equal, here, there)):
-            return
-        own, other = _footprints(*here), _footprints(*there)
-        same = [(own[at], other[at]) for at in own.keys() & other.keys() if own[at] != other[at]]
-        if same:
-            self.unions.append(self._member[np.array(same, dtype=np.int64).T])
-        else:
-            n = len(self._stays)
-            unlike = np.setxor1d(here[0] * n + here[1], there[0] * n + there[1])
-            self.conflicts |= set((unlike % n).tolist())
-
-    @cached_property
-    def _table(self) -> "_Table":
-        parts, stays = self.now.parts, self.now.frozen
-        products = {}
-        for own, factors in [*parts.items()]:
-            if own in stays or not parts.keys().isdisjoint(factors):
-                products[own] = sorted(self._atoms(own, frozenset()))
-            else:  # almost all: a product of plain atoms
-                products[own] = sorted(f for f in factors if f not in stays)
-        return _table(len(self._stays), stays, products)
-
-    def _atoms(self, own: int, seen: frozenset[int]) -> frozenset[int]:
-        known = self._expanded.get(own)
-        if known is not None:
-            return known
-        if own in self.now.frozen:
-            known = frozenset()
-        elif own not in self.now.parts:
-            known = frozenset((own,))
-        elif own in seen:
-            del self.now.parts[own]  # defined by itself: treat it as an atom
-            return frozenset((own,))
-        else:
-            below = seen | {own}
-            known = frozenset().union(*(self._atoms(p, below) for p in self.now.parts[own]))
-        self._expanded[own] = known
-        return known
-
-
-# Where the atoms of each class start (num_classes + 1,), and the atoms themselves.
-_Table = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-
-
-def _table(size: int, frozen: Iterable[int], products: Mapping[int, list[int]]) -> _Table:
-    counts = np.ones(size, dtype=np.int64)
-    counts[list(frozen)] = 0
-    counts[list(products)] = [len(atoms) for atoms in products.values()]
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    atoms = np.repeat(np.arange(len(counts)), counts)
-    for own, parts in products.items():
-        atoms[starts[own] : starts[own] + len(parts)] = parts
-    return starts, atoms
-
-
-def _conditions(labels: Rows, table: _Table) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Pairs (position, atom) of classes (k, n), NONE where there is none; as in `conditions`."""
-    starts, atoms = table
-    real = labels != NONE
-    positions, classes = np.nonzero(real)[1], labels[real]
-    counts = starts[classes + 1] - starts[classes]
-    if len(labels) == 1 and counts.max(initial=0) <= 1:
-        needs = counts > 0
-        return positions[needs], atoms[starts[classes[needs]]]
-    within = np.arange(int(counts.sum())) - np.repeat(np.cumsum(counts) - counts, counts)
-    positions = np.repeat(positions, counts)
-    needed = atoms[np.repeat(starts[classes], counts) + within]
-    if len(labels) > 1:
-        key = np.sort(positions * len(starts) + needed)
-        key = key[np.diff(key, prepend=-1) > 0]
-        positions, needed = key // len(starts), key % len(starts)
-    return positions, needed
-
-
-def _footprints(positions: npt.NDArray[np.int64], atoms: npt.NDArray[np.int64]) -> dict[bytes, int]:
-    """Positions at which an atom occurs -> that atom: equal footprints are equal factors."""
-    order = np.argsort(atoms, kind="stable")
-    found, first = np.unique(atoms[order], return_index=True)
-    at = np.split(positions[order], first[1:])
-    return {held.tobytes(): atom for held, atom in zip(at, found.tolist(), strict=bool(len(found)))}

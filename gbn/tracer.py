@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gbn.errors import RuleError
 from gbn.faults import OpRecord
-from gbn.rules import Dead, Facts, Info, OpCall, Rule, numbers_in, rule_of, tensors_in
+from gbn.rules import Dead, Facts, Info, OpCall, Rule, rule_of, tensors_and_numbers, tensors_in
 from gbn.rules.elementwise import elementwise, is_elementwise
 from gbn.running import FORWARD_ERRORS, Visit
 from gbn.shape_trial import values_of
@@ -89,10 +89,12 @@ class Tracer(TorchDispatchMode):
         before = tuple(args[0].shape) if args and isinstance(args[0], Tensor) else ()
         out = execute(func, args, kwargs)
         visit = self._visits[-1] if self._visits else self._top
+        tensors, numbers = tensors_and_numbers((args, kwargs))
         call = OpCall(
-            func, args, kwargs, out, visit.path, self.facts, self.lookup, self._store, before
+            *(func, args, kwargs, out, visit.path, self.facts, self.lookup, self._store),
+            tensors,
+            before,
         )
-        tensors = call.inputs()
         self.read.update(map(id, tensors))
         inputs = tuple([self.lookup(tensor).ids for tensor in tensors])
         first_block = len(self.facts.space.blocks)
@@ -117,7 +119,7 @@ class Tracer(TorchDispatchMode):
                 is_leaf=visit.is_leaf,
                 shapes=tuple([tuple(tensor.shape) for tensor in outputs]),
                 dtypes=tuple([tensor.dtype for tensor in outputs]),
-                numbers=numbers_in((args, kwargs)),
+                numbers=numbers,
                 values=values_of(outputs),
                 inputs=inputs,
                 outputs=tuple([self.lookup(tensor).ids for tensor in outputs]),

@@ -44,7 +44,7 @@ class Harness:
         out = func(*args, **kwargs) if result is None else result
         self._alive += tensors_in(out)
         call = OpCall(
-            func, args, kwargs, out, "m", self.facts, self._lookup, self._store, before
+            func, args, kwargs, out, "m", self.facts, self._lookup, self._store, before=before
         )  # fmt: skip
         rule = rule_of(func) or (elementwise if is_elementwise(func) else None)
         assert rule is not None, func

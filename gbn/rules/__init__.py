@@ -13,6 +13,7 @@ from gbn.rules.base import (
     numbers_in,
     register_rule,
     rule_of,
+    tensors_and_numbers,
     tensors_in,
 )
 
@@ -34,5 +35,6 @@ __all__ = [
     "register_rule",
     "reshape",
     "rule_of",
+    "tensors_and_numbers",
     "tensors_in",
 ]

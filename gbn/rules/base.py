@@ -24,7 +24,7 @@ from gbn.ids import FIXED, IdSpace, Rows
 
 Raw = frozenset[int]  # starts of the blocks of parameters that could be gated
 Dead = float | Raw | None
-_NESTS = (tuple, list, dict)
+_NESTS, _NUMBERS, _KINDS = (tuple, list, dict), (int, float), (Tensor, int, float)
 NOT_FINITE = float("nan")  # the dead value of 0 / 0: no gate behind it makes that zero
 
 
@@ -116,6 +116,7 @@ class OpCall:
     facts: Facts
     lookup: Callable[[Tensor], Info]
     store: Callable[[Tensor, Info], None]
+    tensors: list[Tensor] | None = None  # among the arguments, if known already
     before: tuple[int, ...] = ()  # shape of the first argument before the op, which may change it
 
     @property
@@ -140,7 +141,9 @@ class OpCall:
 
     def inputs(self) -> list[Tensor]:
         """All tensors among the arguments, also inside lists."""
-        return tensors_in((self.args, self.kwargs))
+        if self.tensors is None:
+            self.tensors = tensors_in((self.args, self.kwargs))
+        return self.tensors
 
     def outputs(self) -> list[Tensor]:
         """All tensors that came out."""
@@ -210,7 +213,7 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
-def _collect(value: Any, kind: type | tuple[type, ...], found: list[Any]) -> None:
+def _collect(value: Any, kind: Any, found: list[Any]) -> None:
     if isinstance(value, kind):
         found.append(value)
     elif isinstance(value, _NESTS):
@@ -221,9 +224,17 @@ def _collect(value: Any, kind: type | tuple[type, ...], found: list[Any]) -> Non
 
 def numbers_in(value: Any) -> tuple[int | float, ...]:
     """Ints and floats in nested arguments, in order."""
+    return tensors_and_numbers(value)[1]
+
+
+def tensors_and_numbers(value: Any) -> tuple[list[Tensor], tuple[int | float, ...]]:
+    """Both, in one pass."""
     found: list[Any] = []
-    _collect(value, (int, float), found)
-    return tuple([number for number in found if number is not True and number is not False])
+    _collect(value, _KINDS, found)
+    tensors = [item for item in found if isinstance(item, Tensor)]
+    if len(tensors) == len(found):
+        return tensors, ()
+    return tensors, tuple([n for n in found if isinstance(n, _NUMBERS) and not isinstance(n, bool)])
 
 
 @functools.lru_cache(maxsize=4096)
