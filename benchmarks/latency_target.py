@@ -10,14 +10,20 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+import exporters
+import gbn
+from benchmarks.latency_networks import timed
 from benchmarks.main_models import build
 from benchmarks.tables import ROOT, markdown_table
 
 ASKED = 0.5
+PLANNED = ("resnet50",)
+"""Too large to be scored and proven tick by tick in a few minutes."""
 TOLERANCE = 0.03
 _IMAGES = 16
 _CLASSES = 1000
@@ -34,7 +40,10 @@ def run(name: str, folder: Path, image: int) -> None:
     that says nothing.
     """
     out = folder / name / "target"
-    if (out / "report.json").is_file():
+    if (out / "report.json").is_file() or (out / "plan.json").is_file():
+        return
+    if name in PLANNED:
+        _plan(name, out, image)
         return
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -54,13 +63,32 @@ def run(name: str, folder: Path, image: int) -> None:
     )  # fmt: skip
 
 
+def _plan(name: str, out: Path, image: int) -> None:
+    """The main job's last tick alone: one cut, by magnitude, confirmed on the whole graph."""
+    (out / "stages").mkdir(parents=True, exist_ok=True)
+    found = timed(name, image, out.parent, f"{ASKED}x")
+    scores = gbn.magnitude_scores(found.network, found.groups)
+    alive = found.latency.choose(
+        lambda time: gbn.choose_in_time(found.groups, scores, time, [], settings=found.settings),
+        keep=0.0,
+    )
+    plan = gbn.PrunePlan.of(found.groups, alive)
+    (out / "stages" / "baseline.onnx").write_bytes(found.onnx)
+    example = torch.zeros(2, 3, image, image)
+    exporters.export_onnx(
+        gbn.prune(found.network, plan).eval(),
+        exporters.ExportRequest(example_inputs=(example,), path=out / "model.onnx"),
+    )
+    plan.save(out / "plan.json")
+
+
 def measure(name: str, folder: Path) -> None:
     """`compress bench` of both files of the run."""
     out, store = folder / name / "target", folder / name / "target-bench.json"
-    if not store.is_file() and (out / "report.json").is_file():
+    if not store.is_file() and (out / "model.onnx").is_file():
         _compress(
             "bench", str(out / "stages" / "baseline.onnx"), str(out / "model.onnx"),
-            "--json", str(store),
+            "--max-seconds", "15", "--json", str(store),
         )  # fmt: skip
 
 
@@ -71,6 +99,12 @@ def _compress(*arguments: str) -> None:
         raise RuntimeError(f"compress {' '.join(arguments)} ended with {done.returncode}")
 
 
+def rows_of(store: Path) -> list[dict[str, Any]]:
+    """Of `compress bench`: the file as given and the result."""
+    found: list[dict[str, Any]] = json.loads(store.read_text())["rows"]
+    return found
+
+
 def section(folder: Path, names: Sequence[str]) -> tuple[str, list[str]]:
     """For the document, and what is broken."""
     rows, broken = [], []
@@ -79,12 +113,13 @@ def section(folder: Path, names: Sequence[str]) -> tuple[str, list[str]]:
             folder / name / "target" / "report.json",
             folder / name / "target-bench.json",
         )
-        if not report.is_file() or not store.is_file():
+        if not store.is_file():
             rows.append([name, *["not measured"] * (len(_HEADER) - 1)])
             broken.append(f"{name}: --target-latency not measured")
             continue
-        ran = json.loads(report.read_text())
-        before, after = json.loads(store.read_text())["rows"]
+        code = json.loads(report.read_text())["exit_code"] if report.is_file() else "plan alone"
+        macs = [exporters.count_macs(Path(row["file"])).num_macs for row in rows_of(store)]
+        before, after = rows_of(store)
         reached = 1 / after["speedup"]
         low, high = (1 / bound for bound in reversed(after["speedup_ci95"]))
         off = reached / ASKED - 1
@@ -95,13 +130,14 @@ def section(folder: Path, names: Sequence[str]) -> tuple[str, list[str]]:
             [
                 name, f"{ASKED}x", f"{before['stats']['p50_ms']:.2f}",
                 f"{after['stats']['p50_ms']:.2f}", f"{reached:.3f}x", f"[{low:.3f}, {high:.3f}]",
-                f"{off:+.1%}", f"{ran['flops']['kept']:.1%}", str(ran["exit_code"]),
+                f"{off:+.1%}", f"{macs[1] / macs[0]:.1%}", str(code),
                 "met" if holds else "missed",
             ]
         )  # fmt: skip
     return (
         "## Targets in time\n\n"
-        f"`compress --target-latency {ASKED}x` on random weights without training, then, in a "
+        f"`compress --target-latency {ASKED}x` on random weights without training (of "
+        f"{', '.join(PLANNED)} its last tick alone, by magnitude), then, in a "
         "process of its own, `compress bench` of its two files; asked: within "
         f"{TOLERANCE:.0%} of the target.\n\n{markdown_table(_HEADER, rows)}"
     ), broken

@@ -19,7 +19,7 @@ from gbn.errors import (
 from gbn.gates import Gates
 from gbn.groups import LEAST_WIDTH, ChannelGroups, Group
 from gbn.norms import settle_norms
-from gbn.plan import Limit, PlanSettings, choose, choose_within, plan, smallest
+from gbn.plan import Limit, PlanSettings, choose, choose_in_time, choose_within, plan, smallest
 from gbn.proof import Proof, gate_to_zero, prove
 from gbn.prune_plan import PrunePlan
 from gbn.refit import Refit, RefitSettings, refit
@@ -52,6 +52,7 @@ __all__ = [
     "UnreachableTarget",
     "apply_plan",
     "choose",
+    "choose_in_time",
     "choose_within",
     "gate_to_zero",
     "magnitude_scores",

@@ -7,19 +7,20 @@ more than 2 % of the original cost below it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from gbn.cost import CostModel, Saving, positions_lost
+from gbn.cost import CostModel, Saving, Sparing, positions_lost
 from gbn.errors import UnreachableTarget
 from gbn.groups import LEAST_WIDTH, ChannelGroups, Mask
 from gbn.prune_plan import PrunePlan
 from gbn.scores import Scores, Values
 
 _STEP = 0.004  # share of the original cost that is removed between renewals of the savings
+_SPARING = (0.0, 0.5, 0.8, 1.0)
 _SLACK = 0.02  # a plan falls at most this share of the original cost below its target
 
 RANKS = ("score per cost", "score")
@@ -140,6 +141,32 @@ def choose_within(
     for limit in limits:
         search.reduce(limit)
     return search.alive
+
+
+def choose_in_time(
+    groups: ChannelGroups,
+    scores: Scores,
+    time: Limit,
+    others: Sequence[Limit],
+    *,
+    settings: PlanSettings | None = None,
+    alive: Mask | None = None,
+) -> Mask:
+    """As `choose_within` for `time` and then the `others`, all paid for by time saved.
+
+    Where there are others, several plans are made, which spare the first one's cost more or less on
+    the way to the time, so that neither falls far below its limit; the one whose remaining atoms
+    have the highest scores is taken.
+    """
+    paid = [replace(limit, spent_for=time.cost) for limit in others]
+    plans: list[Mask] = []
+    for weight in _SPARING if others else _SPARING[:1]:
+        first = time
+        if weight:
+            sparing = Sparing(of=time.cost, leaving=others[0].cost, weight=weight)
+            first = replace(time, spent_for=sparing)
+        plans.append(choose_within(groups, scores, [first, *paid], settings=settings, alive=alive))
+    return max(plans, key=lambda kept: float(scores.values[kept].sum()))
 
 
 def smallest(groups: ChannelGroups, cost: CostModel, settings: PlanSettings) -> int:

@@ -7,8 +7,7 @@ network computes.
 
 import copy
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from time import monotonic
 from typing import Any
@@ -207,18 +206,16 @@ class Compressor:
             if limit is not None
         ]
 
-        def pick(timed: Sequence[gbn.Limit]) -> Mask:
-            # where time is asked for, it is also what the other limits are paid in
-            paid = [replace(limit, spent_for=time.cost) for time in timed for limit in counted]
-            return gbn.choose_within(
-                self._groups,
-                scores,
-                [*timed, *(paid or counted)],
-                settings=self._goal.settings,
-                alive=alive,
+        settings = self._goal.settings
+
+        def pick(time: gbn.Limit) -> Mask:
+            return gbn.choose_in_time(
+                self._groups, scores, time, counted, settings=settings, alive=alive
             )
 
-        return pick([]) if self._goal.latency is None else self._goal.latency.choose(pick, keep)
+        if self._goal.latency is not None:
+            return self._goal.latency.choose(pick, keep)
+        return gbn.choose_within(self._groups, scores, counted, settings=settings, alive=alive)
 
     def _repair(
         self, now: Compressed, small: nn.Module, step: gbn.PrunePlan, plan: gbn.PrunePlan

@@ -158,7 +158,10 @@ class Measuring:
     def _latency(self) -> Latency:
         loaded, config = self._baseline.loaded, self._config
         fixed = loaded.interface.fixed_batch if loaded.interface is not None else None
-        batch = torch.zeros(fixed or config.deploy.latency_batch, *loaded.input_size)
+        # random, as `compress bench` and the planner of a target in time take them
+        generator = torch.Generator().manual_seed(config.recovery.seed)
+        shape = (fixed or config.deploy.latency_batch, *loaded.input_size)
+        batch = torch.randn(shape, generator=generator)
         timed = verify.latency(
             self._baseline.onnx, self._file, self._after.provider, batch, config.recovery.seed
         )

@@ -349,3 +349,21 @@ def test_channels_that_take_long_for_few_macs_go_first_where_macs_are_spared():
     assert plain[one] == plain[two] == pytest.approx(1 / 100)
     assert sparing[one] == pytest.approx(1 / 100 - 0.5 * 43 / 2740)
     assert sparing[two] == pytest.approx(max(1 / 100 - 0.5 * 64 / 2740, 1 / 10000))
+
+
+def test_time_and_macs_are_both_met_and_neither_by_far():
+    groups, first, second = two_layers()
+    macs = gbn.CostModel.macs(groups)
+    everything = np.ones(groups.num_atoms, bool)
+    time = timed(groups, {first: 1.0, second: 10.0})  # 60 + 400 ns
+    limits = (
+        gbn.Limit(cost=time, at_most=400, unit="ns"),
+        gbn.Limit(cost=macs, at_most=int(0.5 * macs.total(everything)), unit="MACs"),
+    )
+    scores = random_scores(groups, 0)
+    alive = gbn.choose_in_time(groups, scores, limits[0], limits[1:])
+    assert all(limit.cost.total(alive) <= limit.at_most for limit in limits)
+    plain = gbn.choose_within(groups, scores, limits)
+    assert scores.values[alive].sum() >= 0.9 * scores.values[plain].sum()
+    alone = gbn.choose_in_time(groups, scores, limits[0], [])
+    assert (alone == gbn.choose_within(groups, scores, limits[:1])).all()

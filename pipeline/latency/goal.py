@@ -5,7 +5,7 @@ as a whole graph, and repeated with a corrected aim until it is met. Refused, be
 targets that no cut can reach by the measured times.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -18,13 +18,14 @@ from pipeline.latency.cuts import whole
 from pipeline.latency.network import NS, TimedNetwork
 from pipeline.target import LatencyTarget
 
-_AIM = 0.987
-_LEAST, _MOST = 0.975, 0.999
+_AIM = 0.996
+_LEAST, _MOST = 0.988, 1.008
 """A plan is taken where its whole graph needs between these shares of the target."""
 _ATTEMPTS = 6
 
-Pick = Callable[[Sequence[gbn.Limit]], Mask]
-"""From limits beside those that hold anyway to atoms that stay; raises UnreachableTarget."""
+Pick = Callable[[gbn.Limit], Mask]
+"""From a limit in time, beside those that hold anyway, to atoms that stay; raises
+UnreachableTarget."""
 
 
 @dataclass(kw_only=True)
@@ -74,7 +75,7 @@ class LatencyGoal:
         """What stays at a tick that goes to `keep` (1: all of the time, 0: the target)."""
         if keep > 0:
             level = self._target_ns + keep * max(self._whole_ns - self._target_ns, 0)
-            return pick([self.limit(level)])
+            return pick(self.limit(level))
         return self._confirmed(pick)
 
     def _confirmed(self, pick: Pick) -> Mask:
@@ -83,7 +84,7 @@ class LatencyGoal:
         before = whole(self.network.groups)
         for _ in range(_ATTEMPTS):
             try:
-                alive = pick([self.limit(aim * self._target_ns)])
+                alive = pick(self.limit(aim * self._target_ns))
             except gbn.UnreachableTarget:
                 # the least of what can be: let the measurement at the end judge it
                 if best is None:
