@@ -44,8 +44,8 @@ Example:
 """
 
 EXIT_CODES = """\
-Also: `compress inspect MODEL`, what can be pruned; `compress verify FILE.onnx`,
-  a gate for CI; `compress bench FILE.onnx ...`, latency. Each has --help.
+Also: compress inspect (what can be pruned), verify (a gate for CI), bench
+  (latency), report (pages of runs), init (a settings file). Each has --help.
 Exit codes: 0 all met, 2 usage, 10 FLOPs or params, 11 parity, 12 accuracy,
   13 latency, 14 provider, 130 interrupted. A run goes on with --resume.
 """
@@ -143,7 +143,7 @@ RECIPE_HELP = f"{', '.join(RECIPES)} (as it was published)."
 PROVIDER = click.Choice(PROVIDERS)
 PROVIDER_HELP = f"{', '.join(PROVIDERS)}. Default: {PROVIDERS[0]}."
 PRECISION = click.Choice(PRECISIONS)
-PRECISION_HELP = f"{', '.join(PRECISIONS)}. Default: the file's."
+PRECISION_HELP = f"{', '.join(PRECISIONS)} (with --data). Default: file's."
 LOGGER = click.Choice(LOGGERS)
 LOGGER_HELP = f"Curves in DIR/logs: {', '.join(LOGGERS)}."
 CONFIG_FILE: dict[str, Any] = {

@@ -144,8 +144,8 @@ def _row(
     return GroupRow(
         name=group.name,
         layers=group.layers,
-        size=group.size,
-        num_prunable=group.size - group.num_fixed,
+        size=int(group.size),
+        num_prunable=int(group.size - group.num_fixed),
         macs_share=float(terms[touched].sum() / max(terms.sum(), 1)),
         multiple=settings.multiple_of(len(group.atoms)),
         equal_cut_keeps=kept,

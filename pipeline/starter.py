@@ -29,6 +29,7 @@ SHOWN: Mapping[str, Any] = {
     "trust_pickle": False,
     "target_flops": 0.6,
     "target_params": 0.6,
+    "target_latency": "0.6x",
     "max_accuracy_drop": 0.5,
     "data": "photos/",
     "mean": [0.485, 0.456, 0.406],

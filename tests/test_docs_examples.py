@@ -25,7 +25,7 @@ MEASURED = {
     f"{name}.md"
     for name in (
         "accuracy", "coverage", "data-free", "gated-step", "gpu", "latency", "main-job", "models",
-        "onnx-in", "precision", "verdict",
+        "onnx-in", "precision", "trace-speed", "verdict",
     )
 }  # fmt: skip
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]

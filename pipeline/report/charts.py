@@ -94,6 +94,8 @@ def _draw_history(history: dict[str, Any], points: list[dict[str, Any]]) -> svg.
                     zorder=2,
                 )
         ax.invert_xaxis()
+        if history["in_points"]:
+            ax.set_ylim(top=min(ax.get_ylim()[1], 101))
         ax.set_xlabel("FLOPs kept, %")
         ax.set_ylabel(f"{history['metric']}{unit}")
         ax.legend(loc="best")
