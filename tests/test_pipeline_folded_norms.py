@@ -250,7 +250,7 @@ def test_an_interrupted_run_on_a_file_resumes_to_the_same_weights(
     show = RunConsole.progress
 
     def interrupted(self: RunConsole, label: str, **more: int) -> object:
-        if label == "tock 2":
+        if label == "finetune 1":
             raise KeyboardInterrupt
         return show(self, label, **more)
 
