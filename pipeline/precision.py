@@ -28,7 +28,12 @@ _ORT_TOLERANCE = 1e-4
 
 def precision_of(config: RunConfig, baseline: Baseline) -> str:
     """What model.onnx is to be in: what was asked for, else what the given file is in."""
-    return config.deploy.precision or ("fp16" if baseline.in_half else "fp32")
+    return config.deploy.precision or given_precision(baseline)
+
+
+def given_precision(baseline: Baseline) -> str:
+    """What the given model is in."""
+    return "fp16" if baseline.in_half else "fp32"
 
 
 def convert(
@@ -36,7 +41,7 @@ def convert(
 ) -> dict[str, Any]:
     """The `precision` section of the report; model.onnx is replaced where it is not fp32."""
     kind = precision_of(config, baseline)
-    found: dict[str, Any] = {"kind": kind, "before": "fp16" if baseline.in_half else "fp32"}
+    found: dict[str, Any] = {"kind": kind, "before": given_precision(baseline)}
     if kind == "fp32":
         return found
     run.write(FP32_FILE, lambda to: shutil.copyfile(run.path / "model.onnx", to))

@@ -39,7 +39,7 @@ def test_softened_distance_is_the_scaled_divergence_from_the_original() -> None:
     assert ours.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_labels_and_original_are_mixed_by_the_share() -> None:
+def test_labels_score_and_are_mixed_with_the_original_by_the_share_to_teach() -> None:
     outputs, taught = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     label = torch.tensor([0])
     hard = math.log(1 + math.exp(-2))
@@ -47,7 +47,7 @@ def test_labels_and_original_are_mixed_by_the_share() -> None:
     objective = TaskObjective(share=0.75)
     mixed = objective.learn(outputs, label, lambda: taught).item()
     assert mixed == pytest.approx(0.75 * soft + 0.25 * hard, rel=1e-5)
-    assert objective.score(outputs, label, lambda: taught).item() == pytest.approx(mixed)
+    assert objective.score(outputs, label, never).item() == pytest.approx(hard)
 
 
 def test_without_distillation_the_original_is_not_asked() -> None:

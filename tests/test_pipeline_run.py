@@ -287,7 +287,15 @@ def test_run_killed_in_every_stage_resumes_to_a_valid_result(
     context.set_forkserver_preload(["pipeline.run"])
     out = tmp_path / "killed"
     args = arguments(job, out, "--resume")
-    moments = ["baseline", "tick 2", "finetune 1", "half of a phase", "export", "verify", "accuracy"]
+    moments = [
+        "baseline",
+        "tick 2",
+        "finetune 1",
+        "half of a phase",
+        "export",
+        "verify",
+        "accuracy",
+    ]
     for moment in moments:
         process = context.Process(target=run_and_die, args=(args, moment))
         process.start()

@@ -30,6 +30,7 @@ from pipeline.console import RunConsole
 from pipeline.exporting import export_request
 from pipeline.folded_norms import fold_norms
 from pipeline.latency.cuts import sampled_cuts, telling_cuts, uniform_cuts, whole
+from pipeline.precision import given_precision, precision_of
 from pipeline.verify import LATENCY_THREADS
 
 NS = 1e6  # nanoseconds in a millisecond
@@ -108,7 +109,7 @@ def time_network(
     network = TimedNetwork(
         groups=groups, cost=cost, resizable=resizable, before=before, place=place,
         before_ms=times[0], fit=fit, scale=scale,
-        same_graph=config.deploy.precision == "fp32",
+        same_graph=precision_of(config, baseline) == given_precision(baseline),
     )  # fmt: skip
     console.say(
         f"baseline: {times[0]:.3g} ms on {place.provider}, batch {place.batch}; its nodes add up "
@@ -151,8 +152,8 @@ def _in_precision(
     path: Path, config: RunConfig, baseline: Baseline, folder: Path
 ) -> onnx.ModelProto:
     """As the run will deploy it; of int8 the ranges do not matter, only the graph."""
-    kind = config.deploy.precision
-    if kind == "fp32":
+    kind = precision_of(config, baseline)
+    if kind == "fp32" or (path == baseline.onnx and kind == given_precision(baseline)):
         return exporters.load_onnx(path)
     target = folder / f"{path.stem}-{kind}.onnx"
     if kind == "fp16":
