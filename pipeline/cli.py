@@ -134,6 +134,7 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 
 EPOCHS_DEFAULT = f"Default: {DEFAULT_EPOCHS}; without --data {DATA_FREE_EPOCHS}."
 FREEZE_HELP = "Modules that keep every channel; repeatable."
+ACCUMULATE_HELP = "Batches in N parts: less memory."
 INSERT_BN_HELP = "Train ONNX files with norms put back."
 NORMS_HELP = "LayerNorm and the like may lose channels."
 AUGMENT = click.Choice(AUGMENTATIONS)
@@ -190,6 +191,7 @@ OPTIONS = (
     _option("Recovery", "--epochs", type=int, metavar="N", help=f"In all. {EPOCHS_DEFAULT}"),
     _option("Recovery", "--recipe", **RARE, type=RECIPE, metavar="NAME", help=RECIPE_HELP),
     _option("Recovery", "--lr", **RARE, type=float, metavar="X", help="Peak learning rate."),
+    _option("Recovery", "--accumulate", **RARE, type=int, metavar="N", help=ACCUMULATE_HELP),
     _option("Recovery", "--no-distill", **RARE, is_flag=True, help="Learn from the labels alone."),
     _option("Recovery", "--insert-bn/--no-insert-bn", **RARE, default=None, help=INSERT_BN_HELP),
     _option("Recovery", "--seed", **RARE, type=int, metavar="N", help="Default: 0."),

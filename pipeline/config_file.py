@@ -59,6 +59,7 @@ OPTION_KINDS: dict[str, str] = {
     "epochs": _WHOLE,
     "recipe": _TEXT,
     "lr": _NUMBER,
+    "accumulate": _WHOLE,
     "no_distill": _FLAG,
     "seed": _WHOLE,
     "insert_bn": _FLAG,
@@ -161,7 +162,7 @@ def build_config(options: Mapping[str, Any]) -> RunConfig:
     recovery = RecoveryConfig(
         epochs=given.get("epochs", default_epochs),
         distill=not given.get("no_distill", False),
-        **_picked(given, "recipe", "lr", "seed", "insert_bn"),
+        **_picked(given, "recipe", "lr", "seed", "insert_bn", "accumulate"),
     )
     return RunConfig(
         model=ModelConfig(path=path, **_model_options(given)),

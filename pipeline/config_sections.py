@@ -156,6 +156,8 @@ class RecoveryConfig:
     insert_bn: bool | None = None
     """Whether convolutions of an ONNX file get batch norms while training; None: if data is there
     and a norm may have been folded into them."""
+    accumulate: int = 1
+    """Parts of a batch that are computed one after another; each step still sees the whole."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 0, f"--epochs: {self.epochs} is below 0")
@@ -165,6 +167,7 @@ class RecoveryConfig:
         )
         good_lr = self.lr is None or (math.isfinite(self.lr) and self.lr > 0)
         require(good_lr, f"--lr: {self.lr} is not a finite number above 0")
+        require(self.accumulate >= 1, f"--accumulate: {self.accumulate} is below 1")
         require(0 <= self.seed < 2**32, f"--seed: {self.seed} is outside 0 to 4294967295")
 
 

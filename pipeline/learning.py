@@ -4,11 +4,14 @@ What enters: a network or its parameters, a phase of the schedule. Leaves: plain
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gbn.ticktock import Phase
+from pipeline.errors import CompressError
 
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
@@ -73,3 +76,22 @@ def lr_share(phase: Phase, step: int) -> float:
         return phase.lr_from * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(phase.batches - warmup, 1)
     return phase.lr_to + (phase.lr_from - phase.lr_to) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def parts_of(images: Tensor, targets: Any, count: int) -> Iterator[tuple[Tensor, Any, float]]:
+    """A batch in `count` parts (fewer where it has fewer images), each with its share of images.
+
+    The shares weight the parts' mean losses, so their gradients add up to the whole batch's.
+    Raises CompressError for targets that are not one tensor with a row for each image.
+    """
+    count = min(count, len(images))
+    if count == 1:
+        yield images, targets, 1.0
+        return
+    if not isinstance(targets, Tensor) or len(targets) != len(images):
+        raise CompressError(
+            "--accumulate splits batches, but the targets are not one tensor with a row for each "
+            f"of {len(images)} images: leave it out and lower --batch-size"
+        )
+    for part, answers in zip(images.chunk(count), targets.chunk(count), strict=True):
+        yield part, answers, len(part) / len(images)

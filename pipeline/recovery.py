@@ -113,5 +113,6 @@ def _trainer(
         score_power=lesson.recipe.score_power,
         seed=config.recovery.seed,
         checkup=lesson.checkup,
+        accumulate=config.recovery.accumulate,
     )
     return Trainer(fabric, lesson.data, baseline.loaded.module, settings, console)

@@ -26,7 +26,7 @@ from pipeline.checkup import Checkup
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import CompressError
-from pipeline.learning import Frozen, last_linear, learn_in_leaves, lr_share, sgd
+from pipeline.learning import Frozen, last_linear, learn_in_leaves, lr_share, parts_of, sgd
 from pipeline.objectives import Ask, Objective
 from pipeline.tasks import TaskObjective
 
@@ -44,6 +44,7 @@ class TrainingSettings:
 
     decay_all: weight decay for biases and norms too, which it only shrinks. score_power: see
     `gbn.Gates.accumulate`. checkup: what the network is measured by between phases, if anything.
+    accumulate: parts of a batch that are computed one after another, to spare memory.
     """
 
     peak_lr: float
@@ -52,6 +53,7 @@ class TrainingSettings:
     score_power: int = 2
     seed: int = 0
     checkup: Checkup | None = None
+    accumulate: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,10 +160,9 @@ class Trainer:
                 lr = self._settings.peak_lr * phase.lr_from
                 optimizer = self._sgd(list(learning.values()), lr) if learns else None
                 for images, targets in self._score_batches(start, phase.batches):
-                    loss = self._loss(self._settings.objective.score, model, images, targets)
-                    if not math.isfinite(float(loss.detach())):
+                    value = self._backward(self._settings.objective.score, model, (images, targets))
+                    if not math.isfinite(value):
                         raise CompressError("the loss is not finite while scoring: check the data")
-                    self._fabric.backward(loss)
                     gates.accumulate(self._settings.score_power, keep_gradients=learns)
                     if optimizer is not None:
                         optimizer.step()
@@ -217,16 +218,14 @@ class Trainer:
             for step, (images, targets) in enumerate(batches, start=work.first):
                 for group in optimizer.param_groups:
                     group["lr"] = self._settings.peak_lr * lr_share(work.phase, step)
-                loss = self._loss(self._settings.objective.learn, wrapped, images, targets)
-                if work.gates is not None:
-                    loss = loss + work.phase.penalty * work.gates.penalty()
-                value = float(loss.detach())
+                value = self._backward(
+                    self._settings.objective.learn, wrapped, (images, targets), work
+                )
                 if not math.isfinite(value):
                     raise CompressError(
                         f"the loss is not finite in {work.label}, step {step}: lower --lr "
                         f"(now {self._settings.peak_lr:g})"
                     )
-                self._fabric.backward(loss)
                 nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -282,6 +281,20 @@ class Trainer:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
             model.eval()
+
+    def _backward(
+        self, kind: Loss, model: nn.Module, batch: Batch, work: "_Pass | None" = None
+    ) -> float:
+        """Gradients of a batch's loss, part by part; the loss, which may not be finite."""
+        value = 0.0
+        for images, targets, share in parts_of(*batch, self._settings.accumulate):
+            loss = self._loss(kind, model, images, targets)
+            if work is not None and work.gates is not None:
+                loss = loss + work.phase.penalty * work.gates.penalty()
+            value += share * float(loss.detach())
+            if math.isfinite(value):
+                self._fabric.backward(share * loss)
+        return value
 
     def _loss(self, kind: Loss, model: nn.Module, images: Tensor, targets: Any) -> Tensor:
         with self._fabric.autocast():

@@ -1,6 +1,7 @@
 """What learns in a tick and in a tock, by how much, and that a stop in between changes nothing."""
 
 import copy
+import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,8 @@ from gbn.ticktock import Phase
 from pipeline.cli import main
 from pipeline.config import RECIPES as NAMES
 from pipeline.console import RunConsole
-from pipeline.learning import last_linear, lr_share
+from pipeline.errors import CompressError
+from pipeline.learning import last_linear, lr_share, parts_of
 from pipeline.recipes import RECIPES
 from pipeline.tasks import CLASSIFICATION, Task, TaskObjective
 from pipeline.training import Progress, Trainer, TrainingSettings
@@ -193,3 +195,24 @@ def test_the_published_recipe_needs_data(tmp_path: Path) -> None:
         main, ["--target-flops", "0.5", "--recipe", "gbn-2019", str(tmp_path / "m.pt")]
     )
     assert (result.exit_code, "give --data" in result.stderr) == (2, True)
+
+
+def test_parts_of_a_batch_of_unequal_size_train_as_the_whole_batch_where_no_norm_is() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4))
+    groups = gbn.trace(model.eval(), torch.randn(1, 3, 8, 8))
+    phase = Phase(kind="tock", batches=2, lr_from=1.0)
+    trained = []
+    for accumulate in (1, 3):  # 8 images: 3 + 3 + 2
+        taught = trainer(model)
+        taught._settings = dataclasses.replace(taught._settings, accumulate=accumulate)
+        progress = Progress(save=lambda *_: None)
+        trained.append(taught.train(copy.deepcopy(model), groups, phase, 0, "tock 1", progress))
+    whole, parts = (net.state_dict() for net in trained)
+    assert not torch.allclose(whole["0.weight"], model.state_dict()["0.weight"], atol=1e-4)
+    assert all(torch.allclose(whole[name], parts[name], atol=1e-6) for name in whole)
+
+
+def test_targets_that_cannot_be_split_are_refused_by_name() -> None:
+    with pytest.raises(CompressError, match="--accumulate splits batches"):
+        list(parts_of(torch.zeros(4, 3, 8, 8), {"boxes": []}, 2))
