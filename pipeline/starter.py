@@ -41,6 +41,7 @@ SHOWN: Mapping[str, Any] = {
     "epochs": DEFAULT_EPOCHS,
     "recipe": "default",
     "lr": 0.01,
+    "accumulate": 1,
     "no_distill": False,
     "insert_bn": True,
     "seed": 0,
