@@ -5,7 +5,7 @@ nothing can be learnt, with the reason said aloud.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_fabric import Fabric
 
@@ -77,7 +77,9 @@ def prepare(
         return Recovery(trainer=None, made=made)
     original = copy.deepcopy(baseline.loaded.module)
     check = checkup.against_original(made.compared_on, original, made.classes)
-    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR, goal.recipe, check)
+    # squares rest on a loss at its optimum, which made images are not: there they chose worse
+    recipe = replace(goal.recipe, score_power=1)
+    lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR, recipe, check)
     trainer = _trainer(config, baseline, lesson, console)
     return Recovery(trainer=trainer, made=made)
 
