@@ -103,9 +103,14 @@ def _for_main_job(
         raise UsageError(f"{path}: has {len(interface.inputs)} inputs ({names}): one is supported")
     if first.dtype not in _FLOATS:
         kind = str(first.dtype).removeprefix("torch.")
+        fix = (
+            "convert the file to float32"
+            if first.dtype.is_floating_point
+            else "export the network without what makes floats of it"
+        )
         raise UsageError(
-            f"{path}: input {first.name!r} is of type {kind}: float32, "
-            "float16 and float64 are supported; keep what makes floats of it out of the file"
+            f"{path}: input {first.name!r} is of type {kind}: float32, float16 and float64 are "
+            f"supported; {fix}"
         )
     if interface.in_half:
         notes.append(
