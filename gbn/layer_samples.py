@@ -16,13 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from gbn.norms import tracked_norms
+from gbn.readers import Readers, is_sum
 from gbn.running import WatchEnded, plain_eval, run_model
 
 _PART = 4096  # rows that are in memory at a time
-_ADDS = (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Found:
 
 def survey(model: nn.Module, names: set[str], inputs: Any) -> dict[str, End]:
     """The ends of those layers that run once, in the order of execution."""
-    readers = _Readers()
+    readers = Readers()
     calls: Counter[str] = Counter()
     given: dict[str, Tensor] = {}
     norms: dict[int, tuple[str, Tensor]] = {}
@@ -98,45 +97,6 @@ def survey(model: nn.Module, names: set[str], inputs: Any) -> dict[str, End]:
         if calls[name] == 1:
             ends[name] = End(norm, readers.is_only_added(after))
     return ends
-
-
-class _Readers(TorchDispatchMode):
-    """Which ops read the tensors under watch; they are held, so that no other takes their id."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._read_by: dict[int, list[Any]] = {}
-        self._held: list[Tensor] = []
-
-    def watched(self, tensor: Tensor) -> Tensor:
-        self._held.append(tensor)
-        self._read_by[id(tensor)] = []
-        return tensor
-
-    def of(self, tensor: Tensor) -> int:
-        return len(self._read_by[id(tensor)])
-
-    def is_only_added(self, tensor: Tensor) -> bool:
-        """To another tensor of its shape. What is added in place is read as the sum later."""
-        readers = self._read_by[id(tensor)]
-        return readers[:1] == ["in place"] or readers == ["add"]
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        for place, leaf in enumerate(tree_leaves((args, kwargs))):
-            if isinstance(leaf, Tensor) and id(leaf) in self._read_by:
-                in_place = func is torch.ops.aten.add_.Tensor and place == 0
-                word = "in place" if in_place else "add"
-                self._read_by[id(leaf)].append(word if _is_sum(func, args, kwargs) else func)
-        return func(*args, **(kwargs or {}))
-
-
-def _is_sum(func: Any, args: tuple[Any, ...], kwargs: Any) -> bool:
-    if func not in _ADDS or kwargs or len(args) != 2:
-        return False
-    a, b = args
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and a is not b and a.shape == b.shape
 
 
 def wanted(
@@ -254,7 +214,7 @@ class _Sums(TorchDispatchMode):
         def run() -> Any:
             return func(*args, **(kwargs or {}))
 
-        if not _is_sum(func, args, kwargs):
+        if not is_sum(func, args, kwargs):
             return run()
         for end, beside in (args[::-1], args):  # where both are ends, the first is met first
             if id(end) in self._expected:

@@ -239,7 +239,9 @@ class Compressor:
             now.step, now.optimizer = step, optimizer
             self._save(now)
 
-        progress = Progress(step=now.step, optimizer=now.optimizer, save=save)
+        progress = Progress(
+            step=now.step, optimizer=now.optimizer, plan=self.plan(now.alive), save=save
+        )
         self._trainer.train(now.model, self._groups, phase, now.position, label, progress)
         now.model.cpu()
 

@@ -14,13 +14,15 @@ class Recipe:
     """What differs between recipes; gates, cuts and proofs are the same.
 
     schedule: batches and target share to phases. rank: see `gbn.PlanSettings`. distill: the
-    original teaches. refit: layers behind a cut are refitted to what they gave. decay_all: weight
-    decay for biases and norms too. score_power: see `gbn.Gates.accumulate`.
+    original teaches. stream_weight, score_power: see `TrainingSettings`, `gbn.Gates.accumulate`.
+    refit: layers behind a cut are refitted to what they gave. decay_all: weight decay for biases
+    and norms too.
     """
 
     schedule: Callable[..., tuple[Phase, ...]]
     peak_lr: float
     distill: bool
+    stream_weight: float
     refit: bool
     decay_all: bool
     rank: str
@@ -32,6 +34,7 @@ RECIPES = {
         schedule=schedule,
         peak_lr=0.05,
         distill=True,
+        stream_weight=30.0,
         refit=True,
         decay_all=False,
         rank="score per cost",
@@ -42,6 +45,7 @@ RECIPES = {
         schedule=schedule_2019,
         peak_lr=0.01,
         distill=False,
+        stream_weight=0.0,
         refit=False,
         decay_all=True,
         rank="score",

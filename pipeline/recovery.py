@@ -113,6 +113,7 @@ def _trainer(
         objective=lesson.objective,
         decay_all=lesson.recipe.decay_all,
         score_power=lesson.recipe.score_power,
+        stream_weight=lesson.recipe.stream_weight if config.recovery.distill else 0.0,
         seed=config.recovery.seed,
         checkup=lesson.checkup,
         accumulate=config.recovery.accumulate,

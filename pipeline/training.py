@@ -16,18 +16,20 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 import gbn
 from gbn.groups import Mask
 from gbn.norms import tracked_norms
+from gbn.streams import StreamReader, stream_readers
 from gbn.ticktock import Phase
+from pipeline.batches import BatchStream, in_small_batches
 from pipeline.checkup import Checkup
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import CompressError
 from pipeline.learning import Frozen, last_linear, learn_in_leaves, lr_share, parts_of, sgd
 from pipeline.objectives import Ask, Objective
+from pipeline.stream_distance import StreamDistance
 from pipeline.tasks import TaskObjective
 
 _CLIP_NORM = 5.0
@@ -43,7 +45,8 @@ class TrainingSettings:
     """`peak_lr` of SGD; `objective`: what the network is scored by and trained for.
 
     decay_all: weight decay for biases and norms too, which it only shrinks. score_power: see
-    `gbn.Gates.accumulate`. checkup: what the network is measured by between phases, if anything.
+    `gbn.Gates.accumulate`. stream_weight: of the distance to the original's streams in the loss
+    (`StreamDistance`). checkup: what the network is measured by between phases, if anything.
     accumulate: parts of a batch that are computed one after another, to spare memory.
     """
 
@@ -51,6 +54,7 @@ class TrainingSettings:
     objective: Objective = field(default_factory=TaskObjective)
     decay_all: bool = False
     score_power: int = 2
+    stream_weight: float = 0.0
     seed: int = 0
     checkup: Checkup | None = None
     accumulate: int = 1
@@ -58,32 +62,15 @@ class TrainingSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """Where in a phase to start, and how to keep where it is (`save(step, optimizer state)`)."""
+    """Where in a phase to start, and how to keep where it is (`save(step, optimizer state)`).
+
+    plan: from the original to the network; None: the original's streams do not teach it.
+    """
 
     step: int = 0
     optimizer: dict[str, Any] | None = None
+    plan: gbn.PrunePlan | None = None
     save: Callable[[int, dict[str, Any]], None]
-
-
-class BatchStream:
-    """Training batches without end, by number: batch n is the same whoever asks, whenever."""
-
-    def __init__(self, data: Data) -> None:
-        self._data = data
-        self.per_epoch = len(data.train_loader(0))
-
-    def take(self, start: int, count: int) -> Iterator[Batch]:
-        """Batches start .. start + count - 1."""
-        epoch, skip = divmod(start, self.per_epoch)
-        while count > 0:
-            for number, batch in enumerate(self._data.train_loader(epoch)):
-                if number < skip:
-                    continue
-                if count == 0:
-                    return
-                count -= 1
-                yield batch
-            epoch, skip = epoch + 1, 0
 
 
 class Trainer:
@@ -103,6 +90,7 @@ class Trainer:
         self._settings = settings
         self._console = console
         self._teacher = fabric.to_device(copy.deepcopy(teacher)).eval().requires_grad_(False)
+        self._readers: tuple[StreamReader, ...] | None = None
 
     @property
     def device(self) -> str:
@@ -195,8 +183,17 @@ class Trainer:
                 end = min(step - step % per_epoch + per_epoch, phase.batches)
                 with contextlib.ExitStack() as gated:
                     gates = gated.enter_context(gbn.Gates(model, groups)) if phase.penalty else None
+                    streams = self._streams(model, progress.plan)
+                    if streams is not None:
+                        gated.enter_context(streams.watching())
                     one_pass = _Pass(
-                        phase=phase, gates=gates, label=label, start=start, first=step, state=state
+                        phase=phase,
+                        gates=gates,
+                        streams=streams,
+                        label=label,
+                        start=start,
+                        first=step,
+                        state=state,
                     )
                     for _ in self._steps(model, one_pass, itertools.islice(batches, end - step)):
                         advance(1)
@@ -232,6 +229,14 @@ class Trainer:
                 self.log({"loss": value, "lr": group["lr"]}, work.start + step)
                 yield
         work.state = optimizer.state_dict()
+
+    def _streams(self, model: nn.Module, plan: gbn.PrunePlan | None) -> StreamDistance | None:
+        if plan is None or not self._settings.stream_weight:
+            return None
+        if self._readers is None:
+            images, _ = next(iter(self._data.calibration_batches(1)))
+            self._readers = stream_readers(self._teacher, self._place(images[:2]))
+        return StreamDistance(self._teacher, model, plan, self._readers)
 
     def _sgd(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.SGD:
         return sgd(parameters, lr, decay_all=self._settings.decay_all)
@@ -291,6 +296,10 @@ class Trainer:
             loss = self._loss(kind, model, images, targets)
             if work is not None and work.gates is not None:
                 loss = loss + work.phase.penalty * work.gates.penalty()
+            if work is not None and work.streams is not None:
+                distance = work.streams.take()
+                if distance is not None:
+                    loss = loss + self._settings.stream_weight * distance
             value += share * float(loss.detach())
             if math.isfinite(value):
                 self._fabric.backward(share * loss)
@@ -313,7 +322,9 @@ class Trainer:
     def _score_batches(self, start: int, count: int) -> Iterator[Batch]:
         size = self._settings.objective.score_batch
         for images, targets in self._batches(start, count):
-            yield from [(images, targets)] if size is None else _parts(images, targets, size)
+            yield from (
+                [(images, targets)] if size is None else in_small_batches(images, targets, size)
+            )
 
     def _place(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
@@ -323,7 +334,7 @@ class Trainer:
 
 @dataclass(kw_only=True)
 class _Pass:
-    """A part of a phase, between two saves: gates, if any, are on during one pass alone.
+    """A part of a phase, between two saves: gates and streams, if any, are for one pass alone.
 
     start: batch of the stream at which the phase begins; first: its step at which the pass does.
     state: of the optimizer, before and then after it.
@@ -331,18 +342,8 @@ class _Pass:
 
     phase: Phase
     gates: gbn.Gates | None
+    streams: StreamDistance | None
     label: str
     start: int
     first: int
     state: dict[str, Any] | None
-
-
-def _parts(images: Tensor, targets: Any, size: int) -> Iterator[Batch]:
-    """Batches of at most `size`; one, where targets of any structure do not go by images."""
-    leaves, structure = tree_flatten(targets)
-    if not all(isinstance(leaf, Tensor) and leaf.shape[:1] == images.shape[:1] for leaf in leaves):
-        yield images, targets
-        return
-    for start in range(0, len(images), size):
-        chosen = slice(start, start + size)
-        yield images[chosen], tree_unflatten([leaf[chosen] for leaf in leaves], structure)

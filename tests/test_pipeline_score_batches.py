@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 import gbn
 from gbn.ticktock import Phase
+from pipeline.batches import in_small_batches
 from pipeline.console import RunConsole
 from pipeline.mixed_data import made_images
 from pipeline.objectives import OriginalClasses
-from pipeline.training import Trainer, TrainingSettings, _parts
+from pipeline.training import Trainer, TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def test_batches_are_cut_as_the_objective_asks(score_batch: int | None, sizes: l
 def test_targets_of_any_structure_are_cut_with_their_images() -> None:
     images = torch.arange(5.0)[:, None]
     targets = {"box": images * 2, "class": (torch.arange(5),)}
-    cut = list(_parts(images, targets, 2))
+    cut = list(in_small_batches(images, targets, 2))
     assert [len(part) for part, _ in cut] == [2, 2, 1]
     for part, target in cut:
         assert torch.equal(target["box"], part * 2)
@@ -71,6 +72,6 @@ def test_targets_of_any_structure_are_cut_with_their_images() -> None:
 def test_targets_that_do_not_go_by_images_leave_the_batch_whole() -> None:
     images = torch.zeros(5, 1)
     for targets in ([torch.zeros(3)], torch.tensor(1.0), (torch.zeros(5), "name")):
-        ((part, target),) = _parts(images, targets, 2)
+        ((part, target),) = in_small_batches(images, targets, 2)
         assert part is images
         assert target is targets
