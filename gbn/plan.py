@@ -3,7 +3,7 @@
 Atoms are removed in the order of score given up per unit of cost saved, with savings renewed as
 widths shrink (a channel of a layer whose neighbours are already thin saves less), or in the order
 of their scores alone. It stops when the target is met; the last steps are chosen so as not to fall
-more than 2 % of the original cost below it.
+more than 2 % of the original cost below it, and what was worth most comes back where it still fits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +22,7 @@ from gbn.scores import Scores, Values
 _STEP = 0.004  # share of the original cost that is removed between renewals of the savings
 _SPARING = (0.0, 0.5, 0.8, 1.0)
 _SLACK = 0.02  # a plan falls at most this share of the original cost below its target
+_TRIED_AGAIN = 200  # bundles, of those removed, that are tried at the end
 
 RANKS = ("score per cost", "score")
 
@@ -220,6 +221,7 @@ class _Search:
         narrowest[list(groups.own_widths)] = LEAST_WIDTH
         self._least = np.minimum(sizes, np.maximum(least, narrowest))
         self._counts = groups.counts(self.alive).astype(np.float64)
+        self._removed: dict[int, float] = {}  # bundles, with the price at which each went
 
     def _per_bundle(self, per_atom: Values) -> Values:
         if not len(self._members):
@@ -251,11 +253,12 @@ class _Search:
         worth = self._sizes if self._plain else saving
         if limit.spent_for is not None and not self._plain:
             worth = self._per_bundle(limit.spent_for.saving(self.alive))
-        price = self._scores[useful] / np.maximum(worth[useful], 1e-30)
-        order = useful[np.argsort(price, kind="stable")]
+        prices = self._scores / np.maximum(worth, 1e-30)
+        order = useful[np.argsort(prices[useful], kind="stable")]
         saved = 0.0
         for index in order:
             if saving[index] <= room - saved and self._take(int(index)):
+                self._removed[int(index)] = float(prices[index])
                 saved += saving[index]
                 if saved >= step:
                     break
@@ -263,7 +266,19 @@ class _Search:
             return True
         # what is left is too coarse: overshoot as little as can be
         coarse = useful[np.argsort(saving[useful], kind="stable")]
-        return any(self._take(int(index)) for index in coarse if self._open[index])
+        for index in coarse:
+            if self._open[index] and self._take(int(index)):
+                self._removed[int(index)] = float(prices[index])
+                return True
+        return False
+
+    def give_back(self, limits: Sequence[Limit]) -> None:
+        """Bundles that were removed return, dearest first, as far as all limits still hold."""
+        dearest = sorted(self._removed, key=lambda index: (-self._removed[index], index))
+        for index in dearest[:_TRIED_AGAIN]:
+            self.alive[self._bundles[index]] = True
+            if any(limit.cost.total(self.alive) > limit.at_most for limit in limits):
+                self.alive[self._bundles[index]] = False
 
     def _take(self, index: int) -> bool:
         """Remove a bundle unless a width would fall below its least; then never try it again."""
