@@ -141,6 +141,7 @@ def choose_within(
     search = _Search(groups, scores, settings or PlanSettings(), alive)
     for limit in limits:
         search.reduce(limit)
+    search.give_back(limits)
     return search.alive
 
 
@@ -201,7 +202,9 @@ class _Search:
         self.groups = groups
         everything = np.ones(groups.num_atoms, dtype=np.bool_)
         self.alive: Mask = everything if alive is None else alive.copy()
-        self._bundles = list(_bundles(groups, scores.values, settings, self.alive))
+        found = list(_bundles(groups, scores.values, settings, self.alive))
+        self._bundles = [atoms for _, atoms in found]
+        self._kinds = [kind for kind, _ in found]
         self._open = np.ones(len(self._bundles), dtype=np.bool_)
         self._members = np.concatenate([*self._bundles, np.zeros(0, np.int64)])
         self._starts = np.cumsum([0, *(len(b) for b in self._bundles)])[:-1]
@@ -274,11 +277,16 @@ class _Search:
 
     def give_back(self, limits: Sequence[Limit]) -> None:
         """Bundles that were removed return, dearest first, as far as all limits still hold."""
-        dearest = sorted(self._removed, key=lambda index: (-self._removed[index], index))
+        dearest = sorted(self._removed, key=lambda index: (-self._removed[index], -index))
         for index in dearest[:_TRIED_AGAIN]:
+            later = index + 1  # of the same kind, so that the remainder of a width comes last
+            if self._kinds[later : later + 1] == [self._kinds[index]] and later in self._removed:
+                continue
             self.alive[self._bundles[index]] = True
             if any(limit.cost.total(self.alive) > limit.at_most for limit in limits):
                 self.alive[self._bundles[index]] = False
+            else:
+                del self._removed[index]
 
     def _take(self, index: int) -> bool:
         """Remove a bundle unless a width would fall below its least; then never try it again."""
@@ -312,13 +320,16 @@ def smallest_from(search: _Search, cost: CostModel) -> int:
 
 def _bundles(
     groups: ChannelGroups, scores: Values, settings: PlanSettings, alive: Mask
-) -> Iterator[npt.NDArray[np.int64]]:
-    """Atoms that go together so that widths stay multiples: lowest scores first.
+) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+    """Atoms that go together so that widths stay multiples, with the number of their kind.
+
+    Kind by kind, lowest scores first.
 
     Only atoms of one group that touch the same dims equally are interchangeable. The first bundle
     takes the remainder, so that what is left is a multiple.
     """
     lost = positions_lost(groups, np.ones(groups.num_atoms, dtype=np.bool_)).tocsc()
+    kind = 0
     for group in groups.groups:
         alike: dict[bytes, list[int]] = {}
         for atom in group.atoms:
@@ -333,5 +344,6 @@ def _bundles(
             start = 0
             while start < len(atoms):
                 end = start + ((len(atoms) - start) % multiple or multiple)
-                yield atoms[start:end]
+                yield kind, atoms[start:end]
                 start = end
+            kind += 1

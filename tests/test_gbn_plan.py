@@ -367,3 +367,17 @@ def test_time_and_macs_are_both_met_and_neither_by_far():
     assert scores.values[alive].sum() >= 0.9 * scores.values[plain].sum()
     alone = gbn.choose_in_time(groups, scores, limits[0], [])
     assert (alone == gbn.choose_within(groups, scores, limits[:1])).all()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_channel_that_went_would_still_fit(seed, net):
+    _, groups = net
+    macs = gbn.CostModel.macs(groups)
+    for share in (0.8, 0.55, 0.3):
+        alive = gbn.choose(groups, random_scores(groups, seed), flops=share)
+        limit = int(share * whole(groups))
+        assert macs.total(alive) <= limit
+        for atom in np.flatnonzero(~alive):
+            more = alive.copy()
+            more[atom] = True
+            assert macs.total(more) > limit
