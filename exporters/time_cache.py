@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime
+import torch
 
 from exporters.files import write_atomically
 
@@ -30,13 +31,25 @@ def processor_name() -> str:
     return f"{platform.machine()} {platform.processor()}"
 
 
+def accelerators() -> tuple[str, ...]:
+    """CUDA devices by name, and the CUDA version; nothing where there are none."""
+    if not torch.cuda.is_available():
+        return ()
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return (*names, str(torch.version.cuda))
+
+
 class TimeCache:
     """Times on one machine: keys hold whatever else decides a value."""
 
     def __init__(self, folder: Path | None = None) -> None:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         self._folder = folder or root / "gbn-compress" / "times"
-        self._machine = (_FORMAT, processor_name(), os.cpu_count(), onnxruntime.__version__)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self._machine = (
+            *(_FORMAT, processor_name(), cores),
+            *(accelerators(), onnxruntime.__version__),
+        )
 
     def get(self, *key: object) -> Any | None:
         """What was put under this key on a machine and versions like these."""

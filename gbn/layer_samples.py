@@ -61,8 +61,9 @@ class Found:
 
 
 def survey(model: nn.Module, names: set[str], inputs: Any) -> dict[str, End]:
-    """The ends of those layers that run once, in the order of execution."""
+    """The ends of those layers that run once, and alone read their weight, as they run."""
     readers = Readers()
+    weights = {name: readers.watched(_weight(model, name)) for name in names}
     calls: Counter[str] = Counter()
     given: dict[str, Tensor] = {}
     norms: dict[int, tuple[str, Tensor]] = {}
@@ -94,9 +95,15 @@ def survey(model: nn.Module, names: set[str], inputs: Any) -> dict[str, End]:
         after = output
         if id(output) in norms and readers.of(output) == 1 and calls[norms[id(output)][0]] == 1:
             norm, after = norms[id(output)]
-        if calls[name] == 1:
+        if calls[name] == readers.of(weights[name]) == 1:
             ends[name] = End(norm, readers.is_only_added(after))
     return ends
+
+
+def _weight(model: nn.Module, name: str) -> Tensor:
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def wanted(

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from gbn.running import plain_eval, run_model
 
+_STILL = 1e-3  # of a norm's eps: a variance below it is that of a channel that does not vary
+
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -29,11 +31,12 @@ def settle_norms(model: nn.Module, batches: Sequence[Any]) -> None:
     """Running statistics become those of `batches`; γ and β take up the difference, in place.
 
     With the new mean m' and deviation s' of a channel, γ' = γ·s'/s and β' = β + γ·(m' - m)/s, so
-    that the network computes in eval mode what it did. Norms without γ and β, or whose γ or β
+    that the network computes in eval mode what it did. Channels that do not vary keep γ and s:
+    scaled by next to nothing they would never learn again. Norms without γ and β, or whose γ or β
     another norm shares, stay as they are, and so do norms that did not run. `batches`: inputs as
     for `gbn.trace`, on the model's device.
     """
-    norms = [norm for norm in tracked_norms(model).values() if norm.affine]
+    norms = [n for n in tracked_norms(model).values() if n.weight is not None is not n.bias]
     owned = _owned(norms)
     seen = {norm: _Moments() for norm in norms if norm in owned}
     handles = [norm.register_forward_pre_hook(moments.see) for norm, moments in seen.items()]
@@ -83,7 +86,9 @@ class _Moments:
 
 def _restate(norm: BatchNorm, mean: Tensor, variance: Tensor) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
-    factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    old = norm.running_var.double()
+    variance = torch.where(variance > _STILL * norm.eps, variance, old)
+    factor = norm.weight.double() / (old + norm.eps).sqrt()
     norm.bias.add_((factor * (mean - norm.running_mean)).to(norm.bias.dtype))
     norm.weight.copy_(factor * (variance + norm.eps).sqrt())
     norm.running_mean.copy_(mean)

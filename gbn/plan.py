@@ -2,8 +2,8 @@
 
 Atoms are removed in the order of score given up per unit of cost saved, with savings renewed as
 widths shrink (a channel of a layer whose neighbours are already thin saves less), or in the order
-of their scores alone. It stops when the target is met; the last steps are chosen so as not to fall
-more than 2 % of the original cost below it, and what was worth most comes back where it still fits.
+of their scores alone. It stops when the target is met, at most 2 % of the original cost below it;
+then the 200 dearest of what was removed come back where they still fit.
 """
 
 from collections.abc import Iterator, Sequence
@@ -224,7 +224,7 @@ class _Search:
         narrowest[list(groups.own_widths)] = LEAST_WIDTH
         self._least = np.minimum(sizes, np.maximum(least, narrowest))
         self._counts = groups.counts(self.alive).astype(np.float64)
-        self._removed: dict[int, float] = {}  # bundles, with the price at which each went
+        self._removed: dict[int, float] = {}  # bundles: score given up per share of the whole cost
 
     def _per_bundle(self, per_atom: Values) -> Values:
         if not len(self._members):
@@ -252,6 +252,7 @@ class _Search:
         self._counts = self.groups.counts(self.alive).astype(np.float64)
         saving = self._per_bundle(limit.cost.saving(self.alive))
         useful = np.flatnonzero(self._open & (saving > 0))
+        whole = limit.cost.total(np.ones_like(self.alive))
         # a threshold compares channels: a bundle of several stands at their mean
         worth = self._sizes if self._plain else saving
         if limit.spent_for is not None and not self._plain:
@@ -261,7 +262,7 @@ class _Search:
         saved = 0.0
         for index in order:
             if saving[index] <= room - saved and self._take(int(index)):
-                self._removed[int(index)] = float(prices[index])
+                self._removed[int(index)] = float(self._scores[index] * whole / saving[index])
                 saved += saving[index]
                 if saved >= step:
                     break
@@ -271,7 +272,7 @@ class _Search:
         coarse = useful[np.argsort(saving[useful], kind="stable")]
         for index in coarse:
             if self._open[index] and self._take(int(index)):
-                self._removed[int(index)] = float(prices[index])
+                self._removed[int(index)] = float(self._scores[index] * whole / saving[index])
                 return True
         return False
 

@@ -9,10 +9,13 @@ to something, as in a residual block, the sum is the aim: what the other summand
 for (the same paper, section 3.3). Layers are refitted in the order of execution, so that each also
 makes up for the error of those before it.
 
-Refused, and left as they are: layers whose weight is shared or that run more than once, and any
-refit that does not lower the error on samples kept back for the purpose.
+Left as they are, with the reason told: layers of classes derived from torch's (they may compute
+something else with their weights), whose weight another layer or op reads too, or that run more
+than once, and any refit that does not lower the error on samples kept back for the purpose. All are
+taken back where the network's outputs end up farther from the original's than they were.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +27,7 @@ from torch import Tensor, nn
 from gbn.layer_samples import End, Found, Wanted, survey, visit, wanted
 from gbn.norms import BatchNorm, tracked_norms
 from gbn.prune_plan import PrunePlan
-from gbn.running import refuse_untraceable
+from gbn.running import output_tensors, plain_eval, refuse_untraceable, run_model
 
 _CHECK_SHARE = 4  # one row in so many is kept back
 _NOTHING = 1e-10  # share of a layer's energy: an error below it is rounding
@@ -43,9 +46,13 @@ class RefitSettings:
 
 @dataclass(frozen=True)
 class Refit:
-    """Layers with new weights, and the share of their error that is left, measured on samples."""
+    """error_left: of layers with new weights, the share of their error that samples kept back show.
+
+    passed_over: convolutions and linear layers that stayed as they were, and why.
+    """
 
     error_left: dict[str, float]
+    passed_over: dict[str, str]
 
 
 def refit(
@@ -67,13 +74,40 @@ def refit(
     for network in (original, small):
         refuse_untraceable(network)
     left: dict[str, float] = {}
+    before = {name: value.clone() for name, value in small.state_dict().items()}
     with torch.no_grad():
+        reference = _outputs(original, inputs)
+        off = _squared_error(reference, _outputs(small, inputs))
         _restore_norms(original, small, plan)
-        layers = _candidates(original, small, plan)
+        layers, passed_over = _candidates(original, small, plan)
         ends = survey(original, set(layers), inputs)
         for portion in _portions(original, ends, settings):
             left |= _refit_portion((original, small), portion, inputs, layers, settings)
-    return Refit(left)
+        if _squared_error(reference, _outputs(small, inputs)) > off:
+            small.load_state_dict(before)
+            return Refit({}, dict.fromkeys(layers, "the network's outputs became worse"))
+    passed_over |= {name: "is read more than once" for name in layers if name not in ends}
+    passed_over |= {name: "nothing is gained" for name in ends if name not in left}
+    return Refit(left, passed_over)
+
+
+def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
+    with plain_eval(model):
+        tensors = output_tensors(run_model(model, inputs))
+    return [tensor.float() for tensor in tensors if tensor.is_floating_point()]
+
+
+def _squared_error(reference: list[Tensor], found: list[Tensor]) -> float:
+    """Over the reference's mean square, summed; outputs whose sizes depend on values do not count.
+
+    Infinite where a number is not finite.
+    """
+    total = 0.0
+    for a, b in zip(reference, found, strict=False):
+        if a.shape == b.shape and a.numel():
+            share = float((a - b).square().mean() / a.square().mean().clamp_min(1e-30))
+            total += share if math.isfinite(share) else math.inf
+    return total
 
 
 def _portions(
@@ -133,22 +167,28 @@ def _restore_norms(original: nn.Module, small: nn.Module, plan: PrunePlan) -> No
             value.copy_(whole)
 
 
-def _candidates(original: nn.Module, small: nn.Module, plan: PrunePlan) -> dict[str, Tensor]:
-    """Layers that can be solved for, and which of their outputs are left."""
+def _candidates(
+    original: nn.Module, small: nn.Module, plan: PrunePlan
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Layers that can be solved for and which of their outputs are left; why others are not."""
     uses = Counter(id(p) for _, p in original.named_parameters(remove_duplicate=False))
-    found = {}
+    found, refused = {}, {}
     for name, layer in original.named_modules():
         if not isinstance(layer, nn.Conv2d | nn.Linear) or not name:
             continue
-        plain = not isinstance(layer, nn.Conv2d) or layer.padding_mode == "zeros"
-        same_kind = type(small.get_submodule(name)) is type(layer)
-        if plain and same_kind and uses[id(layer.weight)] == 1:
+        if {type(layer), type(small.get_submodule(name))} not in ({nn.Conv2d}, {nn.Linear}):
+            refused[name] = f"is a {type(layer).__name__}, which may compute something else"
+        elif isinstance(layer, nn.Conv2d) and layer.padding_mode != "zeros":
+            refused[name] = f"pads with {layer.padding_mode}"
+        elif uses[id(layer.weight)] > 1:
+            refused[name] = "shares its weight"
+        else:
             kept = f"{name}.weight"
             outputs = torch.arange(len(layer.weight))
             if 0 in plan.kept.get(kept, {}):
                 outputs = torch.from_numpy(plan.kept_array(kept, 0))
             found[name] = outputs.to(layer.weight.device)
-    return found
+    return found, refused
 
 
 class _Fit:

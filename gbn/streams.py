@@ -38,18 +38,20 @@ def stream_readers(model: nn.Module, inputs: Any) -> tuple[StreamReader, ...]:
 
     In the order of execution. `inputs`: as for `gbn.trace`. Layers that run more than once, and
     those of which the weight does not tell the channels of the input (grouped convolutions), are
-    passed over.
+    passed over; so is what is written into after it was read.
     """
     readers = Readers()
     known = {path: where for path, m in model.named_modules() if (where := _reads(path, m))}
     calls: Counter[str] = Counter()
     read: dict[str, Tensor] = {}
+    versions: dict[str, int] = {}
 
     def hook_of(path: str) -> Any:
         def hook(_layer: nn.Module, given: tuple[Any, ...]) -> None:
             calls[path] += 1
             if given and isinstance(given[0], Tensor):
                 read[path] = readers.watched(given[0])
+                versions[path] = given[0]._version
 
         return hook
 
@@ -60,7 +62,7 @@ def stream_readers(model: nn.Module, inputs: Any) -> tuple[StreamReader, ...]:
     finally:
         for handle in handles:
             handle.remove()
-    once = [path for path in read if calls[path] == 1]
+    once = [p for p in read if calls[p] == 1 and read[p]._version == versions[p]]
     found: dict[int, StreamReader] = {}
     for path in once:
         if readers.of(read[path]) > 1 or path == once[-1]:

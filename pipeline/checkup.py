@@ -40,7 +40,7 @@ class Checkup:
 
 
 def num_images(training_images: int, phases: int) -> int:
-    """So many that all check-ups cost at most a hundredth of training on `training_images`."""
+    """So many that all check-ups cost a hundredth of training on `training_images`; 128 to 512."""
     affordable = int(_SHARE * _TRAINING_COST * training_images / max(phases, 1))
     return min(max(affordable, _MIN_IMAGES), _MAX_IMAGES)
 

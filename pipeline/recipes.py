@@ -26,7 +26,7 @@ class Recipe:
     refit: bool
     decay_all: bool
     rank: str
-    score_power: int
+    score_power: float
 
 
 RECIPES = {
@@ -38,7 +38,7 @@ RECIPES = {
         refit=True,
         decay_all=False,
         rank="score per cost",
-        score_power=2,
+        score_power=1.5,
     ),
     # You et al. 2019 (arXiv 1909.08174) and the authors' settings
     "gbn-2019": Recipe(

@@ -53,7 +53,7 @@ class TrainingSettings:
     peak_lr: float
     objective: Objective = field(default_factory=TaskObjective)
     decay_all: bool = False
-    score_power: int = 2
+    score_power: float = 1.5
     stream_weight: float = 0.0
     seed: int = 0
     checkup: Checkup | None = None

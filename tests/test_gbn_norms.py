@@ -1,5 +1,6 @@
 """Norms settled on what they see compute what they did, with statistics that are true."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -53,3 +54,29 @@ def test_norms_that_cannot_take_the_difference_up_are_left_alone():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     gbn.settle_norms(model, [torch.randn(8, 3)])
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_norms_without_an_offset_stay_as_they_are_and_do_not_stop_the_others():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.BatchNorm2d(3, bias=False), nn.BatchNorm2d(3, bias=False), spoilt(nn.BatchNorm2d(3))
+    ).eval()
+    x = torch.randn(16, 3, 8, 8) * 2
+    before = model(x)
+    gbn.settle_norms(model, [x])
+    assert torch.equal(model[0].running_var, torch.ones(3))
+    assert torch.allclose(model[2].running_mean, model[:2](x).mean((0, 2, 3)), atol=1e-5)
+    assert torch.allclose(model(x), before, atol=1e-5)
+
+
+def test_a_channel_that_does_not_vary_keeps_its_scale():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), spoilt(nn.BatchNorm2d(4))).eval()
+    with torch.no_grad():
+        model[0].weight[0] = 0
+    x = torch.randn(16, 3, 8, 8)
+    before, scale = model(x), model[1].weight[0].item()
+    gbn.settle_norms(model, [x])
+    assert model[1].weight[0].item() == pytest.approx(scale)
+    assert torch.allclose(model(x), before, atol=1e-5)
+    assert torch.allclose(model.train()(x)[:, 0], before[:, 0], atol=1e-5)

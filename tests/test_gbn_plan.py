@@ -381,3 +381,16 @@ def test_no_channel_that_went_would_still_fit(seed, net):
             more = alive.copy()
             more[atom] = True
             assert macs.total(more) > limit
+
+
+def test_with_two_limits_what_went_for_the_first_may_come_back_too(net):
+    """Prices per MAC and per parameter are of other sizes: shares of the whole are compared."""
+    _, groups = net
+    scores = gbn.Scores(np.ones(groups.num_atoms), "test")
+    alive = gbn.choose(groups, scores, flops=0.6, params=0.6)
+    limits = [(c, int(0.6 * c.total(np.ones_like(alive)))) for c in
+              (gbn.CostModel.macs(groups), gbn.CostModel.params(groups))]  # fmt: skip
+    for atom in np.flatnonzero(~alive):
+        more = alive.copy()
+        more[atom] = True
+        assert any(cost.total(more) > limit for cost, limit in limits)

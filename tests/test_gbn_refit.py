@@ -197,3 +197,81 @@ def test_a_depthwise_layer_is_refitted_channel_by_channel():
     product = small[1].weight * small[0].weight.mean((1, 2, 3))[:, None, None, None]
     wanted = expected * model[0].weight[kept].mean((1, 2, 3))[:, None, None, None]
     assert torch.allclose(product, wanted, rtol=1e-2, atol=1e-4)
+
+
+def halved(model):
+    groups = gbn.trace(model, images(1))
+    scores = gbn.Scores(np.arange(groups.num_atoms) + 1.0, "test")
+    plan = gbn.plan(groups, scores, flops=0.6)
+    return gbn.prune(model, plan), plan
+
+
+class Padded(nn.Conv2d):
+    """Pads in its forward, as layers with TensorFlow's padding do."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 0.1
+
+
+@pytest.mark.parametrize(
+    ("made", "passed_over"),
+    [
+        (lambda: Padded(8, 8, 3), "is a Padded, which may compute something else"),
+        (lambda: nn.Sequential(nn.Flatten(), Scaled(8 * 64, 5)), "is a Scaled, which"),
+    ],
+)
+def test_layers_of_derived_classes_stay_as_they_are_and_are_named(made, passed_over):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), made()).eval()
+    small, plan = halved(model)
+    before = {k: v.clone() for k, v in small[2].state_dict().items()}
+    found = gbn.refit(model, small, plan, images(16))
+    assert any(passed_over in reason for reason in found.passed_over.values())
+    assert all(torch.equal(value, before[key]) for key, value in small[2].state_dict().items())
+
+
+class ReadTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.fc(x.mean((2, 3))) + nn.functional.linear(x.amax((2, 3)), self.fc.weight)
+
+
+def test_a_weight_that_another_op_reads_too_stays_as_it_is():
+    torch.manual_seed(0)
+    model = ReadTwice().eval()
+    small, plan = halved(model)
+    before = small.fc.weight.clone()
+    found = gbn.refit(model, small, plan, images(16))
+    assert found.passed_over["fc"] == "is read more than once"
+    assert torch.equal(small.fc.weight, before)
+
+
+class ReadsItsBias(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).relu().mean((2, 3))) + 1000 * self.fc.bias
+
+
+def test_a_refit_that_moves_the_outputs_away_is_taken_back():
+    torch.manual_seed(0)
+    model = ReadsItsBias().eval()
+    small, plan = halved(model)
+    before = {k: v.clone() for k, v in small.state_dict().items()}
+    found = gbn.refit(model, small, plan, images(64))
+    assert found.error_left == {}
+    assert found.passed_over["fc"] == "the network's outputs became worse"
+    assert all(torch.equal(value, before[key]) for key, value in small.state_dict().items())

@@ -115,3 +115,17 @@ def test_training_on_the_distance_brings_the_streams_nearer():
             distance.backward()
             optimizer.step()
     assert values[-1] < 0.7 * values[0]
+
+
+def test_a_stream_that_is_written_into_after_it_was_read_is_passed_over():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.c, self.d = (nn.Conv2d(3, 3, 1) for _ in range(3))
+
+        def forward(self, x):
+            y = self.a(x)
+            y += self.c(y)
+            return self.d(y)
+
+    assert [reader.path for reader in stream_readers(InPlace(), X)] == ["d"]
