@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gbn.walk import modules
+
 _TABLES = ("_parameters", "_buffers", "_modules")
 _HOLDERS = (Tensor, list, tuple, dict)
 Held = list[tuple[dict[str, Any], str, Any]]
@@ -20,7 +22,7 @@ def replace_aliases(model: nn.Module, replaced: Mapping[int, Tensor]) -> Held:
     Returns what was held before, for `restore_aliases`.
     """
     before: Held = []
-    for module in model.modules():
+    for module in modules(model):
         held = vars(module)
         for name, value in held.items():
             if isinstance(value, _HOLDERS) and name not in _TABLES:

@@ -12,7 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gbn.walk import named_modules, named_tensors
+
 _FUNCTIONS = (FunctionType, functools.partial)
+_PLAIN = (bool, int, float, str)
+_NESTS = (dict, list, tuple)
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -20,7 +24,7 @@ def captured_tensors(model: nn.Module) -> dict[int, str]:
     """Which function holds each tensor, by the `id` of the tensor."""
     found: dict[int, str] = {}
     by_class: dict[type, list[nn.Module | Tensor]] = {}
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         kind = type(module)
         if kind not in by_class:
             by_class[kind] = [*_held_by(kind.forward, set())]
@@ -30,23 +34,25 @@ def captured_tensors(model: nn.Module) -> dict[int, str]:
         for name, value in held:
             where = f"{path}.{name}" if path else name
             tensors = (
-                (*value.parameters(), *value.buffers())
+                (tensor for _, tensor in named_tensors(value))
                 if isinstance(value, nn.Module)
                 else (value,)
             )
             found.update({id(tensor): where for tensor in tensors})
     if not found:
         return found
-    own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
+    own = {id(tensor) for _, tensor in named_tensors(model)}
     return {key: where for key, where in found.items() if key in own}
 
 
 def _functions(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Functions among the attributes, and in lists and dicts of them, such as hooks."""
     for name, value in vars(module).items():
+        if value is None or type(value) in _PLAIN:
+            continue
         if isinstance(value, _FUNCTIONS):
             yield name, value
-        elif isinstance(value, dict | list | tuple) and value and name not in _TABLES:
+        elif isinstance(value, _NESTS) and value and name not in _TABLES:
             for item in value.values() if isinstance(value, dict) else value:
                 if isinstance(item, _FUNCTIONS):
                     yield name, item

@@ -7,6 +7,7 @@ meets that op, and the reason, with the line of code.
 import math
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +27,7 @@ _WHOLE = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class OpRecord:
+class OpRecord(NamedTuple):
     """One executed op: where it ran, and the ids of what went in and came out."""
 
     op: str

@@ -15,6 +15,7 @@ from gbn.groups import ChannelGroups, Dim, GateSite, Group, MacOp, Statistics
 from gbn.ids import FIXED, Block, Resolution, Rows
 from gbn.rules import Facts
 from gbn.sizes import bind_sizes
+from gbn.walk import named_modules, named_parameters
 
 
 def build_groups(
@@ -40,7 +41,7 @@ def build_groups(
         dims=tuple(builder.dims),
         tensors=tensors,
         shapes=shapes,
-        parameters=tuple(name for name, _ in model.named_parameters()),
+        parameters=tuple(name for name, _ in named_parameters(model)),
         groups=tuple(groups),
         mac_ops=tuple(mac_ops),
         gates=tuple(gates),
@@ -61,6 +62,7 @@ class _Builder:
         self.resolution: Resolution = facts.space.resolve()
         self.dims: list[Dim] = []
         self._dim_index: dict[bytes, int | None] = {}
+        self._dim_of_root: dict[int, int | None] = {}  # of whole blocks, by the first equal one
         self._blocks = {block.start: block for block in facts.space.blocks}
         self._needed = {start: self._conditions(start) for start in facts.produced}
         needed = [*self._needed.values()]
@@ -85,10 +87,18 @@ class _Builder:
         return number[self.resolution.label]
 
     def _rows(self, start: int) -> Rows:
-        return np.arange(start, start + self._blocks[start].size, dtype=np.int64)[None]
+        return self.facts.space.rows_of(start)
 
     def dim(self, rows: Rows) -> int | None:
         """Index of the dim that these ids are, or None if all of its positions stay."""
+        root = self.facts.space.root_start(rows)
+        if root is None:
+            return self._dim(rows)
+        if root not in self._dim_of_root:
+            self._dim_of_root[root] = self._dim(self._rows(root))
+        return self._dim_of_root[root]
+
+    def _dim(self, rows: Rows) -> int | None:
         # by classes: all tensors of one width are one dim
         key = b"%d " % len(rows) + self.resolution.classes(rows).tobytes()
         if key not in self._dim_index:
@@ -226,7 +236,7 @@ def _tensor_dims(
     names: dict[int, list[str]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     first: dict[str, int] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
+    for path, module in named_modules(model, twice=True):
         for key, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
                 name = f"{path}.{key}" if path else key
@@ -237,7 +247,7 @@ def _tensor_dims(
     for block in facts.space.blocks:
         if block.tensor is None:
             continue
-        dim = builder.dim(np.arange(block.start, block.start + block.size, dtype=np.int64)[None])
+        dim = builder.dim(facts.space.rows_of(block.start))
         if dim is not None:
             for alias in names[first[block.tensor]]:
                 tensors.setdefault(alias, {})[block.dim] = dim

@@ -13,6 +13,7 @@ While tracing, facts are only appended; one connected-components call at the end
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,7 @@ from gbn.equations import FIXED, NONE, Equations, Resolution, Rows
 __all__ = ["FIXED", "NONE", "Block", "IdSpace", "Resolution", "Rows"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
+class Block(NamedTuple):
     """Ids start .. start + size - 1, issued together for one dimension of one tensor."""
 
     start: int
@@ -37,31 +37,54 @@ class Block:
 
 @dataclass
 class IdSpace:
-    """Collects facts about ids: which are the same channel, which stay, which are products."""
+    """Collects facts about ids: which are the same channel, which stay, which are products.
+
+    Most facts are about whole blocks. A block is known by its array of ids, which is passed on as
+    it is and never written into; so such facts are noted without a look at the ids.
+    """
 
     blocks: list[Block] = field(default_factory=list)
     _by_start: dict[int, Block] = field(default_factory=dict)
+    _rows: dict[int, Rows] = field(default_factory=dict)  # of each block, by its start
+    _whole: dict[int, Block] = field(default_factory=dict)  # by the `id` of these arrays
     _next: int = 1
+    _equal: dict[tuple[int, int], None] = field(default_factory=dict)  # starts of whole blocks
     _left: list[Rows] = field(default_factory=list)
     _right: list[Rows] = field(default_factory=list)
+    _root: dict[int, int] = field(default_factory=dict)  # of blocks, when last resolved
     _products: list[tuple[Rows, Rows]] = field(default_factory=list)
     _frozen: list[tuple[Rows, str]] = field(default_factory=list)
     _stays: npt.NDArray[np.bool_] = field(default_factory=lambda: np.ones(1, np.bool_))
 
     def fresh(self, size: int, origin: str, tensor: str | None = None, dim: int = 0) -> Rows:
-        """Issue `size` new ids, shape (1, size)."""
-        block = Block(start=self._next, size=size, tensor=tensor, dim=dim, origin=origin)
+        """Issue `size` new ids, shape (1, size), not to be written into."""
+        start = self._next
+        block = Block(start, size, tensor, dim, origin)
+        rows = np.arange(start, start + size, dtype=np.int64)[None]
+        rows.flags.writeable = False
         self.blocks.append(block)
-        self._by_start[block.start] = block
+        self._by_start[start] = self._whole[id(rows)] = block
+        self._rows[start] = rows
         self._next += size
-        return np.arange(block.start, block.start + size, dtype=np.int64)[None]
+        return rows
+
+    def rows_of(self, start: int) -> Rows:
+        """The ids of the block that starts there, (1, size)."""
+        return self._rows[start]
+
+    def root_start(self, rows: Rows) -> int | None:
+        """Start of the first block that `rows`, if it is a whole block, was found equal to."""
+        block = self._whole.get(id(rows))
+        return None if block is None else self._root.get(block.start, block.start)
 
     def block_start(self, rows: Rows) -> int | None:
         """Start of the tensor's block that `rows` is, if it is one whole block of a tensor."""
-        start = int(rows[0, 0]) if rows.size else FIXED
-        block = self._by_start.get(start)
-        whole = block is not None and block.tensor is not None and rows.shape == (1, block.size)
-        return start if whole and int(rows[0, -1]) == start + rows.shape[1] - 1 else None
+        block = self._whole.get(id(rows))
+        if block is None:
+            block = self._by_start.get(int(rows[0, 0]) if rows.size else FIXED)
+            if block is None or not np.array_equal(rows, self._rows[block.start]):
+                return None
+        return None if block.tensor is None else block.start
 
     def owners(self, starts: Iterable[int]) -> set[str | None]:
         """Tensors that the blocks with these starts belong to."""
@@ -74,11 +97,10 @@ class IdSpace:
         """
         if a is b:
             return
-        if a.shape[0] == b.shape[0] == 1:
-            if a.shape == b.shape and a.min(initial=1) > FIXED < b.min(initial=1):  # as a rule
-                self._left.append(a[0])
-                self._right.append(b[0])
-                return
+        one, other = self._whole.get(id(a)), self._whole.get(id(b))
+        if one is not None and other is not None and one.size == other.size:  # as a rule
+            self._equal[one.start, other.start] = None
+        elif a.shape[0] == b.shape[0] == 1:
             self.freeze(b[a == FIXED][None], reason)
             self.freeze(a[b == FIXED][None], reason)
             free = (a != FIXED) & (b != FIXED)
@@ -89,7 +111,13 @@ class IdSpace:
 
     def freeze(self, rows: Rows, reason: str) -> None:
         """No position of `rows` may ever be removed."""
-        ids = rows[rows > FIXED] if rows.min(initial=1) <= FIXED else rows.reshape(-1)
+        block = self._whole.get(id(rows))
+        if block is not None:
+            if block.size:
+                self._frozen.append((rows[0], reason))
+                self._stay_known()[block.start : block.start + block.size] = True
+            return
+        ids = rows[rows > FIXED]
         if ids.size:
             self._frozen.append((ids, reason))
             self._stay_known()[ids] = True
@@ -97,8 +125,9 @@ class IdSpace:
     def stays(self, rows: Rows) -> bool:
         """Whether all of these positions were frozen by name; ties may freeze more later."""
         known = self._stay_known()
-        if rows.min(initial=0) >= FIXED:
-            return bool(known[rows].all())
+        block = self._whole.get(id(rows))
+        if block is not None:
+            return bool(known[block.start : block.start + block.size].all())
         return bool(((rows == NONE) | known[np.maximum(rows, FIXED)]).all())
 
     def _stay_known(self) -> npt.NDArray[np.bool_]:
@@ -146,8 +175,33 @@ class IdSpace:
                 self._frozen.append((ids[disputed[ids]], reason))
 
     def _components(self) -> npt.NDArray[np.int64]:
-        a = np.concatenate([*self._left, np.zeros(0, np.int64)])
-        b = np.concatenate([*self._right, np.zeros(0, np.int64)])
-        graph = coo_matrix((np.ones(len(a), np.bool_), (a, b)), shape=(self._next, self._next))
+        """(num_ids,): the class of each id, numbered by their first ids."""
+        first = np.arange(self._next)  # of the ids that are one by whole blocks
+        self._root = self._roots()
+        for start, root in self._root.items():
+            size = self._by_start[start].size
+            first[start : start + size] = first[root : root + size]
+        own = np.cumsum(first == np.arange(self._next)) - 1
+        number = own[first]
+        if not any(len(part) for part in self._left):
+            return number
+        a, b = number[np.concatenate(self._left)], number[np.concatenate(self._right)]
+        size = int(number.max()) + 1
+        graph = coo_matrix((np.ones(len(a)), (a, b)), shape=(size, size))
         _, label = connected_components(graph, directed=False)
-        return np.asarray(label, dtype=np.int64)
+        return np.asarray(label, dtype=np.int64)[number]
+
+    def _roots(self) -> dict[int, int]:
+        """Start of the first block that each block but itself is equal to."""
+        above: dict[int, int] = {}
+
+        def root(start: int) -> int:
+            while (up := above.get(start, start)) != start:
+                above[start] = start = above.get(up, up)
+            return start
+
+        for one, other in self._equal:
+            low, high = sorted((root(one), root(other)))
+            if low != high:
+                above[high] = low
+        return {start: root(start) for start in sorted(above)}

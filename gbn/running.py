@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from gbn.errors import GbnError, TraceError
+from gbn.walk import modules, named_modules, named_tensors
 
 _CONTAINERS = (dict, list, OrderedDict, set)
 _PLAIN = (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device)
@@ -114,19 +115,20 @@ def tracing_mode(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def plain_eval(model: nn.Module) -> Iterator[None]:
     """The same, for a model that is known to be traceable."""
-    modules = list(model.modules())
-    held = [_Held.of(module) for module in modules]
-    values = {id(b): b for module in modules for b in module._buffers.values() if b is not None}
+    every = modules(model)
+    held = [_Held.of(module) for module in every]
+    values = {id(b): b for module in every for b in module._buffers.values() if b is not None}
     buffers = [
         (buffer, buffer.clone(), buffer._version)
         for buffer in values.values()
         if not buffer.is_meta  # which has no values to take back
     ]
-    weights = [p for module in modules for p in module._parameters.values() if p is not None]
+    weights = [p for module in every for p in module._parameters.values() if p is not None]
     devices = {p.device.index or 0 for p in weights if p.device.type == "cuda"}
     fast = torch.backends.mha.get_fastpath_enabled()
     try:
-        model.eval()
+        if any(module.training for module in every):
+            model.eval()
         torch.backends.mha.set_fastpath_enabled(False)
         with torch.random.fork_rng(devices), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             torch.manual_seed(_SEED)
@@ -171,7 +173,7 @@ def _rms_norm(
 
 def refuse_untraceable(model: nn.Module) -> None:
     """Raise TraceError for what cannot be run and copied: TorchScript, lazy modules, no weights."""
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(
                 f"{path or 'the model'} is a TorchScript module, whose ops cannot be followed: "
@@ -184,8 +186,8 @@ def refuse_untraceable(model: nn.Module) -> None:
                     f"{path or 'the model itself'} is a computed tensor. Take computed tensors off "
                     "its modules first (torch.nn.utils.remove_weight_norm and the like)"
                 )
-    tensors = (*model.parameters(), *model.buffers())
-    if any(is_lazy(tensor) for tensor in tensors):
+    tensors = [tensor for _, tensor in named_tensors(model)]
+    if any(map(is_lazy, tensors)):
         raise TraceError(
             "the model has lazy modules, whose sizes are not known yet: run it once on an example "
             "input, then trace it"
@@ -201,21 +203,27 @@ def refuse_untraceable(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class _Held:
-    """The attributes of a module, and the items of those that are dicts or lists."""
+    """The attributes of a module, and the items of those that are dicts or lists; None if empty.
+
+    Most are: a module has a dozen tables of hooks.
+    """
 
     attributes: dict[str, Any]
     saved: dict[str, Any]
-    items: tuple[tuple[Any, Any], ...]
+    items: list[tuple[Any, Any]]
 
     @classmethod
     def of(cls, module: nn.Module) -> "_Held":
         values = vars(module)
-        items = tuple((v, v.copy()) for v in values.values() if type(v) in _CONTAINERS)
+        items = [(v, v.copy() if v else None) for v in values.values() if type(v) in _CONTAINERS]
         return cls(values, dict(values), items)
 
     def restore(self) -> None:
         for container, items in self.items:
-            if isinstance(container, list):
+            if items is None:
+                if container:
+                    container.clear()
+            elif isinstance(container, list):
                 container[:] = items
             else:
                 container.clear()
@@ -232,7 +240,7 @@ def module_paths(model: nn.Module) -> Iterator[list["Visit"]]:
     """A stack of the modules that are running, innermost last."""
     stack: list[Visit] = []
     handles = []
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if not path:
             continue
         handles.append(module.register_forward_pre_hook(_enter(stack, path), prepend=True))

@@ -124,6 +124,10 @@ class _Watch(TorchDispatchMode):
         self.next = 0
         self.faults: dict[str, Fault] = {}  # by module
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in the tracer
+
     @property
     def last(self) -> int:
         """The op at which a run that ended here was."""

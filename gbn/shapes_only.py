@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from gbn.aliases import Held, replace_aliases, restore_aliases
 from gbn.errors import TraceError
+from gbn.walk import named_modules
 
 aten = torch.ops.aten
 
@@ -39,8 +40,9 @@ def without_values(
     made: dict[int, Tensor] = {}
     aliases: Held = []
     try:
-        for path, module in model.named_modules():
-            for table in (module._parameters, module._buffers):
+        for path, module in named_modules(model):
+            tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for table in tables:
                 held.append((table, dict(table)))
                 for name, tensor in held[-1][1].items():
                     if tensor is not None:

@@ -45,6 +45,7 @@ from gbn.sizes import told_alike
 from gbn.tracer import Tracer
 from gbn.training_path import follow_training_path
 from gbn.trial import find_fault
+from gbn.walk import named_tensors, walked_once
 
 _MAX_ROUNDS = 60
 
@@ -74,23 +75,29 @@ def trace(
 
     Raises TraceError when the model does not run on the inputs or a pattern matches no module.
     """
-    refuse_untraceable(model)
+    with walked_once(model):
+        refuse_untraceable(model)
+        return _traced(model, example_inputs, freeze, prune_norms)
 
+
+def _traced(
+    model: nn.Module, example_inputs: Any, freeze: Sequence[str], prune_norms: bool
+) -> ChannelGroups:
     def by_shapes() -> ChannelGroups:
-        with _no_collection(), without_values(model):
+        with without_values(model):
             meta = inputs_without_values(example_inputs)
             tracer = _follow(model, meta, freeze, prune_norms)
-        with _no_collection():
-            return _after_trials(
-                tracer, model, partial(_trial_of_shapes, model, example_inputs, tracer.returned)
-            )
+        return _after_trials(
+            tracer, model, partial(_trial_of_shapes, model, example_inputs, tracer.returned)
+        )
 
     def by_values() -> ChannelGroups:
         tracer = _follow(model, example_inputs, freeze, prune_norms)
         return _after_trials(tracer, model, partial(_trial_with_values, model, example_inputs))
 
     try:
-        return _steadily(by_shapes)
+        with _no_collection():
+            return _steadily(by_shapes)
     except (RuleError, TraceError):
         return _steadily(by_values)
 
@@ -132,8 +139,8 @@ def _follow(
             for rows in tracer.lookup(output).ids.values():
                 tracer.facts.space.freeze(rows, "is a model output")
         follow_training_path(tracer, model, example_inputs)
-        _freeze_matching(tracer, model, freeze)
-        _freeze_captured(tracer, model)
+    _freeze_matching(tracer, model, freeze)
+    _freeze_captured(tracer, model)
     return tracer
 
 
@@ -222,7 +229,7 @@ def _trial_with_values(
 
 def _freeze_matching(tracer: Tracer, model: nn.Module, patterns: Sequence[str]) -> None:
     modules = {n: m for n, m in model.named_modules(remove_duplicate=False) if n}
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    tensors = dict(named_tensors(model))
     for pattern in patterns:
         chosen = [m for name, m in modules.items() if fnmatch.fnmatchcase(name, pattern)]
         if not chosen:
@@ -241,7 +248,7 @@ def _freeze_captured(tracer: Tracer, model: nn.Module) -> None:
     captured = captured_tensors(model)
     if not captured:
         return
-    names = dict([*model.named_parameters(), *model.named_buffers()])
+    names = dict(named_tensors(model))
     for block in tracer.facts.space.blocks:
         holder = captured.get(id(names[block.tensor])) if block.tensor is not None else None
         if holder is not None:

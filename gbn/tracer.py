@@ -20,6 +20,7 @@ from gbn.running import FORWARD_ERRORS, Visit
 from gbn.shape_trial import values_of
 from gbn.shapes_only import execute
 from gbn.size_reads import SizeReads
+from gbn.walk import named_tensors
 
 _INFO = "_gbn_info"
 _NOTHING = (None, 0, Info())
@@ -42,7 +43,8 @@ class Tracer(TorchDispatchMode):
         self._known: dict[int, Info] = {id(tensor): Info() for tensor in tensors_in(inputs)}
         self._run = object()
         self._writes: Counter[int] = Counter()  # by storage
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        self._kinds: dict[Any, tuple[Rule | None, tuple[tuple[int, str], ...]]] = {}
+        for name, tensor in named_tensors(model):
             origin = name.rpartition(".")[0]
             ids = {
                 dim: self.facts.space.fresh(size, origin, name, dim)
@@ -81,6 +83,10 @@ class Tracer(TorchDispatchMode):
             self._writes[_storage(tensor)] += 1
             self._store(tensor, info)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and the guard costs as much as the op
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -98,8 +104,8 @@ class Tracer(TorchDispatchMode):
         self.read.update(map(id, tensors))
         inputs = tuple([self.lookup(tensor).ids for tensor in tensors])
         first_block = len(self.facts.space.blocks)
-        rule = _rule_for(func)
-        written = [(tensor, self.lookup(tensor).dead) for tensor in _written(call)]
+        rule, writes = self._kinds.get(func) or self._kind(func)
+        written = [(t, self.lookup(t).dead) for t in _written(call, writes)] if writes else ()
         try:
             (rule or self._refuse)(call)
         except FORWARD_ERRORS as error:
@@ -129,6 +135,10 @@ class Tracer(TorchDispatchMode):
         visit.num_ops += 1
         return out
 
+    def _kind(self, func: Any) -> tuple[Rule | None, tuple[tuple[int, str], ...]]:
+        self._kinds[func] = _rule_for(func), _written_arguments(func)
+        return self._kinds[func]
+
     def _refuse(self, call: OpCall) -> None:
         infos = [call.info(tensor) for tensor in call.inputs()]
         if any(info.ids for info in infos):
@@ -148,9 +158,9 @@ def _rule_for(func: Any) -> Rule | None:
     return elementwise if rule is None and is_elementwise(func) else rule
 
 
-def _written(call: OpCall) -> list[Tensor]:
+def _written(call: OpCall, arguments: tuple[tuple[int, str], ...]) -> list[Tensor]:
     """Tensors that the op writes into."""
-    values = [call.arg(number, name) for number, name in _written_arguments(call.func)]
+    values = [call.arg(number, name) for number, name in arguments]
     return [value for value in values if isinstance(value, Tensor)]
 
 

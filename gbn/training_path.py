@@ -26,6 +26,7 @@ from gbn.running import output_tensors, run_model
 from gbn.shapes_only import execute
 from gbn.size_reads import SizeReads
 from gbn.tracer import Tracer
+from gbn.walk import modules, named_parameters
 
 _DROPOUTS = {
     *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
@@ -38,7 +39,7 @@ def follow_training_path(tracer: Tracer, model: nn.Module, inputs: Any) -> None:
 
     To be called where the model is run in eval mode and left as it was afterwards.
     """
-    unread = {name: p for name, p in model.named_parameters() if id(p) not in tracer.read}
+    unread = {name: p for name, p in named_parameters(model) if id(p) not in tracer.read}
     if not unread:
         return
     watch = _Reads()
@@ -88,15 +89,15 @@ def _owners(names: Any) -> set[str]:
 
 @contextlib.contextmanager
 def _training(model: nn.Module) -> Iterator[None]:
-    modules = list(model.modules())
-    before = [module.training for module in modules]
+    every = modules(model)
+    before = [module.training for module in every]
     try:
-        for module in modules:
+        for module in every:
             module.training = not isinstance(module, _NormBase | _DropoutNd)
         with _NoDropout():
             yield
     finally:
-        for module, mode in zip(modules, before, strict=True):
+        for module, mode in zip(every, before, strict=True):
             module.training = mode
 
 

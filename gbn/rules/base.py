@@ -24,7 +24,7 @@ from gbn.ids import FIXED, IdSpace, Rows
 
 Raw = frozenset[int]  # starts of the blocks of parameters that could be gated
 Dead = float | Raw | None
-_NESTS, _NUMBERS, _KINDS = (tuple, list, dict), (int, float), (Tensor, int, float)
+_NESTS = (tuple, list, dict)
 NOT_FINITE = float("nan")  # the dead value of 0 / 0: no gate behind it makes that zero
 
 
@@ -119,7 +119,7 @@ class OpCall:
     tensors: list[Tensor] | None = None  # among the arguments, if known already
     before: tuple[int, ...] = ()  # shape of the first argument before the op, which may change it
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
         """The op as PyTorch writes it, such as aten.add.Tensor."""
         return op_name(self.func)
@@ -208,18 +208,12 @@ def op_name(func: Any) -> str:
 
 def tensors_in(value: Any) -> list[Tensor]:
     """Tensors in nested tuples, lists and dicts, in order."""
+    if isinstance(value, Tensor):
+        return [value]
     found: list[Tensor] = []
-    _collect(value, Tensor, found)
+    if isinstance(value, _NESTS):
+        _collect(value, found, [])
     return found
-
-
-def _collect(value: Any, kind: Any, found: list[Any]) -> None:
-    if isinstance(value, kind):
-        found.append(value)
-    elif isinstance(value, _NESTS):
-        for item in value.values() if isinstance(value, dict) else value:
-            if item is not None:
-                _collect(item, kind, found)
 
 
 def numbers_in(value: Any) -> tuple[int | float, ...]:
@@ -229,12 +223,23 @@ def numbers_in(value: Any) -> tuple[int | float, ...]:
 
 def tensors_and_numbers(value: Any) -> tuple[list[Tensor], tuple[int | float, ...]]:
     """Both, in one pass."""
-    found: list[Any] = []
-    _collect(value, _KINDS, found)
-    tensors = [item for item in found if isinstance(item, Tensor)]
-    if len(tensors) == len(found):
-        return tensors, ()
-    return tensors, tuple([n for n in found if isinstance(n, _NUMBERS) and not isinstance(n, bool)])
+    tensors: list[Tensor] = []
+    numbers: list[int | float] = []
+    _collect(value, tensors, numbers)
+    return tensors, tuple(numbers)
+
+
+def _collect(value: Any, tensors: list[Tensor], numbers: list[int | float]) -> None:
+    for item in value.values() if isinstance(value, dict) else value:
+        kind = type(item)
+        if kind is int or kind is float:
+            numbers.append(item)
+        elif item is None or kind is bool:
+            continue
+        elif isinstance(item, Tensor):
+            tensors.append(item)
+        elif isinstance(item, _NESTS):
+            _collect(item, tensors, numbers)
 
 
 @functools.lru_cache(maxsize=4096)

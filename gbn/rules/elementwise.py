@@ -60,28 +60,31 @@ def is_elementwise(func: Any) -> bool:
 )
 def elementwise(call: OpCall) -> None:
     """Unite ids position by position, aligned from the last dimension."""
-    tensors = list(call.inputs())
+    operands = [(tensor, call.info(tensor)) for tensor in call.inputs()]
     for out in call.outputs():
         ids = {
             dim: rows
             for dim in range(out.ndim)
-            if (rows := _meet(call, tensors, out, dim)) is not None
+            if (rows := _meet(call, operands, out, dim)) is not None
         }
-        constant = bool(tensors) and all(call.info(tensor).constant for tensor in tensors)
-        call.store(out, Info(ids, dead_value(call, tensors, out), constant))
+        constant = bool(operands) and all(info.constant for _, info in operands)
+        call.store(out, Info(ids, dead_value(call, operands, out), constant))
 
 
-def _meet(call: OpCall, tensors: list[Tensor], out: Tensor, dim: int) -> Rows | None:
+Operand = tuple[Tensor, Info]
+
+
+def _meet(call: OpCall, operands: list[Operand], out: Tensor, dim: int) -> Rows | None:
     size = out.shape[dim]
     found: Rows | None = None
     meets_fixed = False
-    for tensor in tensors:
+    for tensor, info in operands:
         own = dim - (out.ndim - tensor.ndim)
         if own < 0 or tensor.shape[own] != size:
             if own >= 0 and tensor.shape[own] != 1:
-                call.freeze(call.info(tensor), [own], "comes out in another size")
+                call.freeze(info, [own], "comes out in another size")
             continue  # broadcast here: says nothing about this dimension
-        rows = call.info(tensor).ids.get(own)
+        rows = info.ids.get(own)
         if rows is None:
             meets_fixed = True
         elif found is None:
@@ -95,7 +98,7 @@ def _meet(call: OpCall, tensors: list[Tensor], out: Tensor, dim: int) -> Rows | 
     return found
 
 
-def dead_value(call: OpCall, tensors: list[Tensor], out: Tensor) -> Dead:
+def dead_value(call: OpCall, operands: list[Operand], out: Tensor) -> Dead:
     """Value of removed channels after the op, from their values before it.
 
     Taken along each dimension by itself: what an operand holds at its own removed channels says
@@ -103,28 +106,27 @@ def dead_value(call: OpCall, tensors: list[Tensor], out: Tensor) -> Dead:
     """
     along: dict[tuple[Dead, ...], None] = {}
     for dim in range(out.ndim):
-        seen = [_value_along(call, tensor, out, dim) for tensor in tensors]
+        seen = [_value_along(call, operand, out, dim) for operand in operands]
         if any(covers for covers, _ in seen):
             along[tuple(value for _, value in seen)] = None
     if not along:  # constants alone
-        along[tuple(_constant_value(call, tensor) for tensor in tensors)] = None
+        along[tuple(_constant_value(info) for _, info in operands)] = None
     return join_dead([_combine(call, list(values)) for values in along])
 
 
-def _value_along(call: OpCall, tensor: Tensor, out: Tensor, dim: int) -> tuple[bool, Dead]:
-    """Whether the tensor has removable channels on this dimension of `out`, and its value there."""
+def _value_along(call: OpCall, operand: Operand, out: Tensor, dim: int) -> tuple[bool, Dead]:
+    """Whether the operand has removable channels on this dimension of `out`, its value there."""
+    tensor, info = operand
     own = dim - (out.ndim - tensor.ndim)
-    info = call.info(tensor)
     rows = info.ids.get(own)
     aligned = rows is not None and out.shape[dim] > 1 and tensor.shape[own] == out.shape[dim]
     if aligned and rows is not None and not call.facts.space.stays(rows):
         return True, info.dead
-    return False, _constant_value(call, tensor)
+    return False, _constant_value(info)
 
 
-def _constant_value(call: OpCall, tensor: Tensor) -> float | None:
+def _constant_value(info: Info) -> float | None:
     """The value of a constant that the forward made, the same at each position."""
-    info = call.info(tensor)
     return info.dead if info.constant and isinstance(info.dead, float) else None
 
 
