@@ -13,8 +13,8 @@ FILES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("
 # Each file of gbn imports only files that stand before it here.
 GBN_ORDER = [
     "errors", "walk", "equations", "ids", "rules.base", "rules.reshape", "rules.layout",
-    "rules.lookup", "rules.elementwise", "rules.contract", "rules.reduce", "rules", "groups", "sizes",
-    "grouping", "one_precision", "running", "prune_plan", "norms", "readers", "streams",
+    "rules.lookup", "rules.elementwise", "rules.contract", "rules.reduce", "rules", "groups",
+    "sizes", "grouping", "one_precision", "running", "prune_plan", "norms", "readers", "streams",
     "layer_samples", "refit", "aliases",
     "surgery", "survivors", "distance", "choices", "proof", "cost", "scores", "gates",
     "ticktock", "plan", "captured", "cuts", "faults", "expected", "shapes_only", "size_reads",
