@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gbn.walk import modules
+from gbn.walk import modules, remembered
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _HOLDERS = (Tensor, list, tuple, dict)
@@ -22,15 +22,31 @@ def replace_aliases(model: nn.Module, replaced: Mapping[int, Tensor]) -> Held:
     Returns what was held before, for `restore_aliases`.
     """
     before: Held = []
-    for module in modules(model):
-        held = vars(module)
-        for name, value in held.items():
-            if isinstance(value, _HOLDERS) and name not in _TABLES:
-                new = _replaced(value, replaced)
-                if new is not value:
-                    before.append((held, name, value))
-                    held[name] = new
+    for held, name in remembered(model, _holders):
+        value = held.get(name)
+        new = _replaced(value, replaced)
+        if new is not value:
+            before.append((held, name, value))
+            held[name] = new
     return before
+
+
+def _holders(model: nn.Module) -> list[tuple[dict[str, Any], str]]:
+    """Attributes in which there could be tensors, and their names."""
+    return [
+        (held, name)
+        for held in map(vars, modules(model))
+        for name, value in held.items()
+        if isinstance(value, _HOLDERS) and name not in _TABLES and _may_hold(value)
+    ]
+
+
+def _may_hold(value: Any) -> bool:
+    """A tensor, or a collection of more than plain values."""
+    if isinstance(value, Tensor):
+        return True
+    items = value.values() if isinstance(value, dict) else value
+    return any(isinstance(item, Tensor) for item in items)
 
 
 def restore_aliases(before: Held) -> None:

@@ -33,17 +33,26 @@ class Expected:
     def __init__(self, groups: ChannelGroups, alive: Mask) -> None:
         self._lost = groups.lost_ids(alive)
         self._known: dict[bytes, Any] = {}
+        # by the `id` of an array, which is held
+        self._seen: dict[int, tuple[Rows, Any]] = {}
+        self._gone: dict[int, tuple[Rows, int]] = {}
 
     def kept(self, rows: Rows) -> Any:
         """Surviving positions of a dimension with these ids."""
-        key = rows.tobytes() + b"%d" % len(rows)
-        if key not in self._known:
-            self._known[key] = np.flatnonzero(surviving(rows, self._lost))
-        return self._known[key]
+        seen = self._seen.get(id(rows))
+        if seen is None:
+            key = rows.tobytes() + b"%d" % len(rows)
+            if key not in self._known:
+                self._known[key] = np.flatnonzero(surviving(rows, self._lost))
+            seen = self._seen[id(rows)] = (rows, self._known[key])
+        return seen[1]
 
     def num_lost(self, rows: Rows) -> int:
         """How many positions of a dimension with these ids go."""
-        return rows.shape[1] - len(self.kept(rows))
+        seen = self._gone.get(id(rows))
+        if seen is None:
+            seen = self._gone[id(rows)] = (rows, rows.shape[1] - len(self.kept(rows)))
+        return seen[1]
 
     def left_out(self, record: OpRecord, now: str) -> bool:
         """Whether the cut network runs `now` without the recorded slice before it.
@@ -57,10 +66,15 @@ class Expected:
 
     def shapes(self, record: OpRecord, uncut: Shapes | None = None) -> Shapes:
         """Shapes of all outputs; `uncut`: those of a run in which sizes may depend on values."""
-        return tuple(
-            tuple(n - self.num_lost(ids[d]) if d in ids else n for d, n in enumerate(shape))
-            for shape, ids in zip(uncut or record.shapes, record.outputs, strict=True)
-        )
+        if uncut is None and not any(record.outputs):
+            return record.shapes
+        found = []
+        for shape, ids in zip(uncut or record.shapes, record.outputs, strict=True):
+            sizes = list(shape)
+            for dim, rows in ids.items():
+                sizes[dim] -= self.num_lost(rows)
+            found.append(tuple(sizes))
+        return tuple(found)
 
     def select(self, tensor: Tensor, ids: dict[int, Rows]) -> Tensor:
         """The surviving part of a tensor of the uncut network."""

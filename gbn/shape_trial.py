@@ -25,6 +25,7 @@ from gbn.faults import Fault, OpRecord
 from gbn.groups import ChannelGroups, Mask
 from gbn.prune_plan import SizeChange
 from gbn.rules import numbers_in, tensors_in
+from gbn.rules.base import op_name
 from gbn.running import FORWARD_ERRORS, WatchEnded, output_tensors, plain_eval, run_model
 from gbn.shapes_only import execute, inputs_without_values, without_values
 from gbn.surgery import set_sizes
@@ -137,7 +138,7 @@ class _Watch(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        op = str(func)
+        op = op_name(func)
         while self.next < len(self._records) and self._left_out(op):
             self.next += 1
         index, record = self.last, self._records[self.last]

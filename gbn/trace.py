@@ -39,7 +39,7 @@ from gbn.running import (
     run_model,
 )
 from gbn.shape_trial import CutNetwork, find_shape_faults
-from gbn.shapes_only import inputs_without_values, without_values
+from gbn.shapes_only import forget, inputs_without_values, without_values
 from gbn.size_reads import untried
 from gbn.sizes import told_alike
 from gbn.tracer import Tracer
@@ -77,7 +77,10 @@ def trace(
     """
     with walked_once(model):
         refuse_untraceable(model)
-        return _traced(model, example_inputs, freeze, prune_norms)
+        try:
+            return _traced(model, example_inputs, freeze, prune_norms)
+        finally:
+            forget()
 
 
 def _traced(

@@ -5,14 +5,16 @@ Within `walked_once` a model is walked once.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
 Walk = list[tuple[str, nn.Module]]
-# The model that is being traced in this context, and its walks: without and with repetitions.
-_KNOWN: ContextVar[tuple[nn.Module, dict[bool, Walk]] | None] = ContextVar("_KNOWN", default=None)
+Found = TypeVar("Found")
+# The model that is being traced in this context, and what was found on it, by who found it.
+_KNOWN: ContextVar[tuple[nn.Module, dict[Any, Any]] | None] = ContextVar("_KNOWN", default=None)
 
 
 @contextlib.contextmanager
@@ -25,20 +27,29 @@ def walked_once(model: nn.Module) -> Iterator[None]:
         _KNOWN.reset(token)
 
 
+def remembered(model: nn.Module, find: Callable[[nn.Module], Found]) -> Found:
+    """`find(model)`, which is not to be changed; within `walked_once` it is found once."""
+    known = _KNOWN.get()
+    if known is None or known[0] is not model:
+        return find(model)
+    if find not in known[1]:
+        known[1][find] = find(model)
+    return cast(Found, known[1][find])
+
+
 def named_modules(model: nn.Module, *, twice: bool = False) -> Walk:
     """(path, module), each before its children. `twice`: a shared module under each of its paths.
 
     As `model.named_modules(remove_duplicate=not twice)`. The list is not to be changed.
     """
-    known = _KNOWN.get()
-    if known is None or known[0] is not model:
-        return _walk(model, twice)
-    if twice not in known[1]:
-        known[1][twice] = _walk(model, twice)
-    return known[1][twice]
+    return remembered(model, _walk_twice if twice else _walk)
 
 
-def _walk(model: nn.Module, twice: bool) -> Walk:
+def _walk_twice(model: nn.Module) -> Walk:
+    return _walk(model, twice=True)
+
+
+def _walk(model: nn.Module, twice: bool = False) -> Walk:
     found: Walk = []
     seen: set[nn.Module] = set()
     stack = [("", model)]
