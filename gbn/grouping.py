@@ -163,15 +163,15 @@ class _Builder:
         layers = tuple(dict.fromkeys(self._blocks[s].origin or "(model)" for s in starts))
         classes = self.resolution.label[np.concatenate(rows, axis=1)[0]]
         needed = np.concatenate([self._needed[start] for start in starts])
-        frozen = self.resolution.frozen
+        stays = np.flatnonzero(self.resolution.stays[classes])
         return Group(
             name=layers[0],
             layers=layers,
-            atoms=tuple(sorted({*self.index[needed].tolist()})),
+            atoms=tuple(np.unique(self.index[needed]).tolist()),
             dim=-1 if dim is None else dim,
             size=widest.shape[1],
             num_fixed=widest.shape[1] - free,
-            reason=next((frozen[label] for label in classes.tolist() if label in frozen), None),
+            reason=self.resolution.frozen[int(classes[stays[0]])] if len(stays) else None,
         )
 
     def mac_op(self, index: int) -> MacOp:

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from gbn.errors import GbnError, TraceError
 from gbn.walk import modules, named_modules, named_tensors
 
-_CONTAINERS = (dict, list, OrderedDict, set)
+_CONTAINERS = frozenset((dict, list, OrderedDict, set))
 _PLAIN = (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device)
 _SEED = 0  # of every watched run: a forward's own randomness must not tell two networks apart
 # What Python code that meets a tensor of a size it did not expect is known to raise.

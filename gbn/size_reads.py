@@ -15,7 +15,7 @@ them there.
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 
+from gbn.faults import OpRecord
 from gbn.groups import ChannelGroups, surviving
 from gbn.rules import Facts
 
@@ -75,14 +76,18 @@ class SizeReads(TorchFunctionMode):
 
 
 def untried(
-    reads: SizeReads, facts: Facts, groups: ChannelGroups, model: nn.Module
+    reads: SizeReads,
+    facts: Facts,
+    groups: ChannelGroups,
+    model: nn.Module,
+    records: Sequence[OpRecord],
 ) -> ChannelGroups | None:
     """The groups, where it is certain that the forward goes the same way in every cut network.
 
     Of the sizes that modules keep, only those follow that an op was told: to change another that
     happens to be as large as a width could change the forward.
     """
-    if not reads.blind:
+    if not reads.blind or any(_pads_a_width(record, groups) for record in records):
         return None
     told = {
         (use.module, use.role)
@@ -95,6 +100,19 @@ def untried(
     if not all(isinstance(model.get_submodule(path), _KEEPERS[role]) for path, role in told):
         return None
     return replace(groups, sizes=sizes)
+
+
+def _pads_a_width(record: OpRecord, groups: ChannelGroups) -> bool:
+    """A pad is told numbers, which matter only where they lie beside channels."""
+    if "pad" not in record.op or not record.outputs:
+        return False
+    ndim = len(record.shapes[0])
+    padded = range(ndim - len(record.numbers) // 2, ndim)
+    return any(
+        not surviving(rows, groups.removable_ids).all()
+        for dim, rows in record.outputs[0].items()
+        if dim in padded
+    )
 
 
 class _Watched:
@@ -138,6 +156,7 @@ _OF_ANY_WIDTH = frozenset(
         *_methods("permute", "transpose", "t", "unsqueeze", "matmul", "bmm", "mm", "float", "to"),
         *_methods("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d"),
         *_methods("avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "detach"),
+        F.pad,  # but see `_pads_a_width`
         *_methods("adaptive_max_pool1d", "adaptive_max_pool2d", "dim", "is_floating_point"),
         torch._assert,  # of what was read from tensors, which is seen
         *(

@@ -158,7 +158,7 @@ def _after_trials(tracer: Tracer, model: nn.Module, trial: Trial) -> ChannelGrou
     groups = build_groups(tracer.facts, model, tracer.unknown)
     rounds = 0
     steady = False
-    if (certain := untried(tracer.reads, tracer.facts, groups, model)) is not None:
+    if (certain := untried(tracer.reads, tracer.facts, groups, model, tracer.records)) is not None:
         return certain
     cuts = list(range(NUM_CUTS) if takes_parts(tracer.records, groups) else WHOLE_WIDTHS)
     while groups.num_atoms and cuts:

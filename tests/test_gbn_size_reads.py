@@ -46,6 +46,7 @@ BLIND = {
     "in place": lambda _, x: x.clone().mul_(2).add_(x),
     "gate": lambda _, x: x * x.mean((2, 3), keepdim=True).sigmoid(),
     "dims": lambda _, x: x.transpose(0, 1).transpose(0, 1) if x.ndim == 4 else x,
+    "pad": lambda _, x: torch.nn.functional.pad(x, (0, 1, 0, 1), "replicate"),
     "pool": lambda _, x: torch.nn.functional.max_pool2d(x, 3, 1, 1),
 }
 SEEING = {
@@ -59,6 +60,8 @@ SEEING = {
     "weight's length": lambda net, x: x * len(net.one.bias),
     "data": lambda net, x: x * net.one.weight.data.shape[0],
     "view": lambda _, x: x.view(2, 8, 8, 8),
+    "pad": lambda _, x: torch.nn.functional.pad(x, (0, 0, 0, 0, 1, -1)),
+    "turned pad": lambda _, x: torch.nn.functional.pad(x.transpose(1, 3), (1, -1)).transpose(1, 3),
     "slice": lambda _, x: torch.cat([x[:, :4], x[:, 4:]], 1),
     "attribute": lambda net, x: x * (1.0 if net.mid.groups == 8 else 2.0),
     "script": lambda _, x: scripted(x),

@@ -164,8 +164,22 @@ def _product(dead: list[Dead]) -> Dead:
     return functools.reduce(lambda a, b: a * b, [float(v) for v in dead])  # type: ignore[arg-type]
 
 
+_APPLIED: dict[Any, float | None] = {}  # relu of 0 and the like, which each block asks again
+
+
 def _apply(call: OpCall, numbers: list[Any]) -> float | None:
     """Run the op itself on the numbers: its other arguments (slope, bounds) are what they are."""
+    told = tuple("tensor" if isinstance(arg, Tensor) else arg for arg in call.args)
+    try:
+        key = (call.func, tuple(numbers), told, tuple(call.kwargs.items()))
+        if key not in _APPLIED:
+            _APPLIED[key] = _applied(call, numbers)
+        return _APPLIED[key]
+    except TypeError:  # an argument that has no hash
+        return _applied(call, numbers)
+
+
+def _applied(call: OpCall, numbers: list[Any]) -> float | None:
     values = iter(numbers)
 
     def swap(arg: Any) -> Any:
