@@ -33,7 +33,8 @@ from benchmarks.tables import RUNS
 from gbn.ticktock import Phase, schedule
 from pipeline.console import RunConsole
 from pipeline.recipes import RECIPES
-from pipeline.training import Progress, Trainer, TrainingSettings
+from pipeline.training import Trainer
+from pipeline.training_settings import Progress, TrainingSettings
 
 PEERS = RUNS / "peers"
 STEPS = 200

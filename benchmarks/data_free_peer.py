@@ -26,7 +26,8 @@ from pipeline.data import Data
 from pipeline.mixed_data import made_images
 from pipeline.objectives import OriginalClasses
 from pipeline.recovery import MADE_PEAK_LR
-from pipeline.training import Progress, Trainer, TrainingSettings
+from pipeline.training import Trainer
+from pipeline.training_settings import Progress, TrainingSettings
 
 PEERS = RUNS / "peers"
 _BISECTIONS = 12

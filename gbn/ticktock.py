@@ -21,7 +21,7 @@ _MAX_SCORE_BATCHES = 16
 _MIN_SCORE_BATCHES = 6  # a tick, so that what goes is no matter of luck
 _MIN_TICKS = 3
 _MIN_TOCK = 20  # batches: a shorter one undoes a refit and recovers nothing
-_FULL_RATE = 400  # batches of fine-tuning worth the whole peak rate: short ways, small steps
+_FULL_RATE = 100  # batches of fine-tuning worth the whole peak rate: short ways, small steps
 
 # You et al. 2019 and the authors' settings, in passes over the training set.
 _TICKS_A_TOCK = 10

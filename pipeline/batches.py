@@ -19,11 +19,11 @@ class BatchStream:
         self._data = data
         self.per_epoch = len(data.train_loader(0))
 
-    def take(self, start: int, count: int) -> Iterator[Batch]:
-        """Batches start .. start + count - 1."""
+    def take(self, start: int, count: int, *, augmented: bool = True) -> Iterator[Batch]:
+        """Batches start .. start + count - 1; not `augmented`: the same images as they are."""
         epoch, skip = divmod(start, self.per_epoch)
         while count > 0:
-            for number, batch in enumerate(self._data.train_loader(epoch)):
+            for number, batch in enumerate(self._data.train_loader(epoch, augmented=augmented)):
                 if number < skip:
                     continue
                 if count == 0:

@@ -23,7 +23,8 @@ from pipeline.console import RunConsole
 from pipeline.errors import UsageError
 from pipeline.goal import Goal, phases_of
 from pipeline.rundir import RunDirectory
-from pipeline.training import Progress, Trainer
+from pipeline.training import Trainer
+from pipeline.training_settings import Progress
 
 _STAGE = "compress"
 _LATENCY_STAGE = "latency"
@@ -240,7 +241,11 @@ class Compressor:
             self._save(now)
 
         progress = Progress(
-            step=now.step, optimizer=now.optimizer, plan=self.plan(now.alive), save=save
+            step=now.step,
+            optimizer=now.optimizer,
+            plan=self.plan(now.alive),
+            alive=now.alive,
+            save=save,
         )
         self._trainer.train(now.model, self._groups, phase, now.position, label, progress)
         now.model.cpu()

@@ -31,6 +31,10 @@ PLAIN_INTERVAL_S = 30.0
 """Seconds between two progress lines where no bar can be drawn."""
 
 
+SILENT = -2
+"""Verbosity of a process beside the one that speaks."""
+
+
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.1f}/s" if task.speed else "-/s", style="progress.data.speed")
@@ -39,8 +43,8 @@ class _RateColumn(ProgressColumn):
 class RunConsole:
     """Stage headlines, lines and progress of one run.
 
-    `verbosity` is -1 (warnings and the result), 0, or 1 (details too). With `json`, everything
-    goes to standard error, since standard output then holds the report alone.
+    `verbosity` is SILENT, -1 (warnings and the result), 0, or 1 (details too). With `json`,
+    everything goes to standard error, since standard output then holds the report alone.
     """
 
     def __init__(self, *, verbosity: int = 0, json: bool = False) -> None:
@@ -66,8 +70,9 @@ class RunConsole:
             self._print(line, style="dim")
 
     def warn(self, line: str) -> None:
-        """One line that is shown always, on standard error."""
-        self._errors.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
+        """One line that is shown always but by a SILENT console, on standard error."""
+        if self._verbosity > SILENT:
+            self._errors.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True)
 
     def result(self, renderable: RenderableType) -> None:
         """The outcome; shown always."""

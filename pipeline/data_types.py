@@ -101,9 +101,16 @@ class Data(Protocol):
     def preprocessing(self) -> Mapping[str, object]: ...
 
     def train_loader(
-        self, epoch: int, *, batch_size: int | None = None, subset: int | None = None
+        self,
+        epoch: int,
+        *,
+        batch_size: int | None = None,
+        subset: int | None = None,
+        augmented: bool = True,
     ) -> Loader:
         """Shuffled, augmented batches, the same for the same seed and epoch.
+
+        augmented: off, the same images as they are, where that can be had.
 
         An incomplete last batch is left out when there is another one: batch norms need company.
         subset: only this many images, drawn anew each epoch.

@@ -102,7 +102,12 @@ class FactoryData:
         }
 
     def train_loader(
-        self, epoch: int, *, batch_size: int | None = None, subset: int | None = None
+        self,
+        epoch: int,
+        *,
+        batch_size: int | None = None,
+        subset: int | None = None,
+        augmented: bool = True,  # noqa: ARG002 - the loader's own cannot be taken off
     ) -> FactoryLoader:
         """See `Data`. Raises UsageError for another batch size than the loader's own."""
         _check_batch_size(self.train, batch_size)

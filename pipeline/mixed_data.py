@@ -37,10 +37,17 @@ class MixedData(StoredData):
     """`StoredData` whose training images are mixtures; see there."""
 
     def train_loader(
-        self, epoch: int, *, batch_size: int | None = None, subset: int | None = None
+        self,
+        epoch: int,
+        *,
+        batch_size: int | None = None,
+        subset: int | None = None,
+        augmented: bool = True,
     ) -> MixedLoader:
         """See `Data`."""
-        loader = super().train_loader(epoch, batch_size=batch_size, subset=subset)
+        loader = super().train_loader(
+            epoch, batch_size=batch_size, subset=subset, augmented=augmented
+        )
         return MixedLoader(loader=loader, seed=sum(epoch_seeds(self.request.seed, epoch)))
 
 

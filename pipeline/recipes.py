@@ -14,7 +14,8 @@ class Recipe:
     """What differs between recipes; gates, cuts and proofs are the same.
 
     schedule: batches and target share to phases. rank: see `gbn.PlanSettings`. distill: the
-    original teaches. stream_weight, score_power: see `TrainingSettings`, `gbn.Gates.accumulate`.
+    original teaches. stream_weight, score_augmented: see
+    `TrainingSettings`; score_power: see `gbn.Gates.accumulate`.
     refit: layers behind a cut are refitted to what they gave. decay_all: weight decay for biases
     and norms too.
     """
@@ -27,6 +28,7 @@ class Recipe:
     decay_all: bool
     rank: str
     score_power: float
+    score_augmented: bool
 
 
 RECIPES = {
@@ -39,6 +41,7 @@ RECIPES = {
         decay_all=False,
         rank="score per cost",
         score_power=1.5,
+        score_augmented=False,
     ),
     # You et al. 2019 (arXiv 1909.08174) and the authors' settings
     "gbn-2019": Recipe(
@@ -50,5 +53,6 @@ RECIPES = {
         decay_all=True,
         rank="score",
         score_power=1,
+        score_augmented=True,
     ),
 }

@@ -19,11 +19,13 @@ from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, mak
 from pipeline.goal import Goal
 from pipeline.loggers import make_loggers
 from pipeline.objectives import SCORE_BATCH, Objective
-from pipeline.recipes import Recipe
+from pipeline.ranks import Ranks
+from pipeline.recipes import RECIPES, Recipe
 from pipeline.rundir import RunDirectory
 from pipeline.synthetic import DivergedError
 from pipeline.tasks import TaskObjective
-from pipeline.training import Trainer, TrainingSettings
+from pipeline.training import Trainer
+from pipeline.training_settings import TrainingSettings
 
 MADE_PEAK_LR = 0.02  # on images that are few
 _PHASES = 40  # of a long schedule: twenty ticks, as many tocks
@@ -49,21 +51,33 @@ class _Lesson:
     checkup: Checkup
 
 
+def trainer_on(
+    config: RunConfig, baseline: Baseline, data: Data, console: RunConsole, ranks: Ranks
+) -> Trainer:
+    """Learns from the user's data, together with the other processes of the run."""
+    recipe = RECIPES[config.recovery.recipe]
+    objective = TaskObjective(
+        task=baseline.judge.task,
+        distill=config.recovery.distill and recipe.distill,
+        score_batch=None if recipe.score_power == 1 else SCORE_BATCH,
+    )
+    images = checkup.num_images(config.recovery.epochs * data.num_train, _PHASES)
+    check = checkup.on_data(data, baseline.judge, images)
+    lesson = _Lesson(data, objective, recipe.peak_lr, recipe, check)
+    return _trainer(config, baseline, lesson, console, ranks)
+
+
 def prepare(
-    config: RunConfig, baseline: Baseline, goal: Goal, run: RunDirectory, console: RunConsole
+    config: RunConfig,
+    baseline: Baseline,
+    goal: Goal,
+    run: RunDirectory,
+    console: RunConsole,
+    ranks: Ranks,
 ) -> Recovery:
     """Make images where there is no data, and the trainer."""
     if baseline.data is not None:
-        recipe = goal.recipe
-        objective = TaskObjective(
-            task=baseline.judge.task,
-            distill=config.recovery.distill and recipe.distill,
-            score_batch=None if recipe.score_power == 1 else SCORE_BATCH,
-        )
-        images = checkup.num_images(config.recovery.epochs * baseline.data.num_train, _PHASES)
-        check = checkup.on_data(baseline.data, baseline.judge, images)
-        lesson = _Lesson(baseline.data, objective, recipe.peak_lr, recipe, check)
-        trainer = _trainer(config, baseline, lesson, console)
+        trainer = trainer_on(config, baseline, baseline.data, console, ranks)
         return Recovery(trainer=trainer, made=None)
     if goal.holds_uncut(baseline.groups):
         return Recovery(trainer=None, made=None)
@@ -78,9 +92,9 @@ def prepare(
     original = copy.deepcopy(baseline.loaded.module)
     check = checkup.against_original(made.compared_on, original, made.classes)
     # squares rest on a loss at its optimum, which made images are not: there they chose worse
-    recipe = replace(goal.recipe, score_power=1)
+    recipe = replace(goal.recipe, score_power=1, score_augmented=True)
     lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR, recipe, check)
-    trainer = _trainer(config, baseline, lesson, console)
+    trainer = _trainer(config, baseline, lesson, console, ranks)
     return Recovery(trainer=trainer, made=made)
 
 
@@ -99,23 +113,24 @@ def _made(
 
 
 def _trainer(
-    config: RunConfig, baseline: Baseline, lesson: _Lesson, console: RunConsole
+    config: RunConfig, baseline: Baseline, lesson: _Lesson, console: RunConsole, ranks: Ranks
 ) -> Trainer:
     device = baseline.device
     fabric = Fabric(
         accelerator=device.type,
         devices=1 if device.index is None else [device.index],
         precision="bf16-mixed" if device.type == "cuda" else "32-true",
-        loggers=make_loggers(config.logger, config.out),
+        loggers=make_loggers(config.logger, config.out) if ranks.leads else [],
     )
     settings = TrainingSettings(
         peak_lr=config.recovery.lr or lesson.peak_lr,
         objective=lesson.objective,
         decay_all=lesson.recipe.decay_all,
         score_power=lesson.recipe.score_power,
+        score_augmented=lesson.recipe.score_augmented,
         stream_weight=lesson.recipe.stream_weight if config.recovery.distill else 0.0,
         seed=config.recovery.seed,
         checkup=lesson.checkup,
         accumulate=config.recovery.accumulate,
     )
-    return Trainer(fabric, lesson.data, baseline.loaded.module, settings, console)
+    return Trainer(fabric, lesson.data, baseline.loaded.module, settings, console, ranks)

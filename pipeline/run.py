@@ -23,8 +23,9 @@ from gbn.prune_plan import GroupWidth
 from pipeline.baseline import Baseline, measure_baseline
 from pipeline.compress import Compressed, Compressor
 from pipeline.config import RunConfig
-from pipeline.console import RunConsole
+from pipeline.console import SILENT, RunConsole
 from pipeline.data_free import MadeData
+from pipeline.errors import UsageError
 from pipeline.exporting import export_request
 from pipeline.folded_norms import fold_norms, without_norms
 from pipeline.forecast import forecast
@@ -32,7 +33,8 @@ from pipeline.goal import Goal, set_goal
 from pipeline.loggers import require_logger
 from pipeline.measuring import Measuring, Outcome
 from pipeline.precision import add_ort, convert
-from pipeline.recovery import prepare
+from pipeline.ranks import Ranks
+from pipeline.recovery import prepare, trainer_on
 from pipeline.report import Measurements, Report, build_report, render_html
 from pipeline.rundir import RunDirectory, check_out
 from pipeline.sensitivity import is_affordable, sensitivity
@@ -49,6 +51,10 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
     """
     began = monotonic()
     require_logger(config.logger)
+    ranks = _joined(config)
+    if not ranks.leads:
+        _follow(config, ranks)
+        return None
     run = check_out(config.out, config.fingerprint(), config.resume, say=console.warn)
     seed_everything(config.recovery.seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
@@ -56,6 +62,7 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
         goal = set_goal(config, baseline, console)
         if config.dry_run:
             _say_plan(config, baseline, goal, console)
+            ranks.leave()
             return None
         with run:
             run.create()
@@ -67,11 +74,36 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
                     "notes": list(baseline.loaded.warnings),
                 }
             ]
-            outcome = _compress(config, baseline, goal, run, console)
+            outcome = _compress(config, baseline, goal, run, console, ranks)
             if isinstance(outcome.made, MadeData):
                 stages.append({"name": "images", "seconds": outcome.made.seconds})
             stages += outcome.compressed.curve
             return _finish(config, baseline, outcome, run, console, stages)
+
+
+def _joined(config: RunConfig) -> Ranks:
+    """The processes of this run. Raises UsageError for what they cannot do together."""
+    ranks = Ranks.join()
+    if ranks.size > 1 and config.data.source is None:
+        raise UsageError("several processes learn from data: give --data, or run without torchrun")
+    if ranks.size > config.data.batch_size:
+        raise UsageError(
+            f"--batch-size {config.data.batch_size} is shared by {ranks.size} processes: give at "
+            f"least {ranks.size}"
+        )
+    return ranks
+
+
+def _follow(config: RunConfig, ranks: Ranks) -> None:
+    """The part of a process that does not lead: load the same, compute along, write nothing."""
+    console = RunConsole(verbosity=SILENT)
+    seed_everything(config.recovery.seed, verbose=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        baseline = measure_baseline(config, console, Path(scratch))
+    assert baseline.data is not None, "checked when joining"
+    trainer = trainer_on(config, baseline, baseline.data, console, ranks)
+    trainer.follow(baseline.loaded.module, baseline.groups)
+    ranks.leave()
 
 
 def _say_plan(config: RunConfig, baseline: Baseline, goal: Goal, console: RunConsole) -> None:
@@ -85,15 +117,21 @@ def _say_plan(config: RunConfig, baseline: Baseline, goal: Goal, console: RunCon
 
 
 def _compress(
-    config: RunConfig, baseline: Baseline, goal: Goal, run: RunDirectory, console: RunConsole
+    config: RunConfig,
+    baseline: Baseline,
+    goal: Goal,
+    run: RunDirectory,
+    console: RunConsole,
+    ranks: Ranks,
 ) -> Outcome:
-    recovery = prepare(config, baseline, goal, run, console)
+    recovery = prepare(config, baseline, goal, run, console, ranks)
     console.stage("compress")
     probe = baseline.probes.mixed(_PROOF_IMAGES)
     compressor = Compressor(
         baseline.loaded.module, baseline.groups, goal, recovery.trainer, probe, run, console
     )
     compressed = compressor.compress(config.recovery.epochs)
+    ranks.leave()
     plan = compressor.plan(compressed.alive)
     return Outcome(
         compressed=compressed,

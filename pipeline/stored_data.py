@@ -118,14 +118,19 @@ class StoredData:
         return len(self.val.labels)
 
     def train_loader(
-        self, epoch: int, *, batch_size: int | None = None, subset: int | None = None
+        self,
+        epoch: int,
+        *,
+        batch_size: int | None = None,
+        subset: int | None = None,
+        augmented: bool = True,
     ) -> Loader:
         """See `Data`. Raises UsageError for a subset larger than the training set."""
         if subset is not None and not 1 <= subset <= self.num_train:
             raise UsageError(f"a subset of {subset} of {self.num_train} training images: too many")
         order_seed, augment_seed = epoch_seeds(self.request.seed, epoch)
         order = _shuffled(self.num_train, order_seed)[:subset]
-        rng_seed = augment_seed if self.augmented else None
+        rng_seed = augment_seed if self.augmented and augmented else None
         return self._loader(self.train, order, batch_size, drop_last=True, rng_seed=rng_seed)
 
     def val_loader(self, batch_size: int | None = None) -> SplitLoader:

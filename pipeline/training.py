@@ -9,8 +9,7 @@ import contextlib
 import copy
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor, nn
 
 import gbn
 from gbn.groups import Mask
-from gbn.norms import tracked_norms
 from gbn.streams import StreamReader, stream_readers
 from gbn.ticktock import Phase
 from pipeline.batches import BatchStream, in_small_batches
@@ -28,9 +26,11 @@ from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import CompressError
 from pipeline.learning import Frozen, last_linear, learn_in_leaves, lr_share, parts_of, sgd
-from pipeline.objectives import Ask, Objective
+from pipeline.objectives import Ask
+from pipeline.ranks import Ranks, Work, WorkKind, plan_hash
+from pipeline.renewal import renew_statistics
 from pipeline.stream_distance import StreamDistance
-from pipeline.tasks import TaskObjective
+from pipeline.training_settings import Pass, Progress, TrainingSettings
 
 _CLIP_NORM = 5.0
 _BN_BATCHES = 16
@@ -38,39 +38,6 @@ _REFIT_IMAGES = 512
 _REFIT_VALUES = 2**24  # numbers in these images at most: 111 of 3 x 224 x 224
 
 Loss = Callable[[Any, Tensor, Ask], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """`peak_lr` of SGD; `objective`: what the network is scored by and trained for.
-
-    decay_all: weight decay for biases and norms too, which it only shrinks. score_power: see
-    `gbn.Gates.accumulate`. stream_weight: of the distance to the original's streams in the loss
-    (`StreamDistance`). checkup: what the network is measured by between phases, if anything.
-    accumulate: parts of a batch that are computed one after another, to spare memory.
-    """
-
-    peak_lr: float
-    objective: Objective = field(default_factory=TaskObjective)
-    decay_all: bool = False
-    score_power: float = 1.5
-    stream_weight: float = 0.0
-    seed: int = 0
-    checkup: Checkup | None = None
-    accumulate: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where in a phase to start, and how to keep where it is (`save(step, optimizer state)`).
-
-    plan: from the original to the network; None: the original's streams do not teach it.
-    """
-
-    step: int = 0
-    optimizer: dict[str, Any] | None = None
-    plan: gbn.PrunePlan | None = None
-    save: Callable[[int, dict[str, Any]], None]
 
 
 class Trainer:
@@ -83,12 +50,14 @@ class Trainer:
         teacher: nn.Module,
         settings: TrainingSettings,
         console: RunConsole,
+        ranks: Ranks | None = None,
     ) -> None:
         self._fabric = fabric
         self._data = data
         self.stream = BatchStream(data)
         self._settings = settings
         self._console = console
+        self._ranks = ranks or Ranks()
         self._teacher = fabric.to_device(copy.deepcopy(teacher)).eval().requires_grad_(False)
         self._readers: tuple[StreamReader, ...] | None = None
 
@@ -132,6 +101,8 @@ class Trainer:
         last linear layer learn. `alive`: the atoms of `groups` that the model still has. Raises
         CompressError when the loss is not finite.
         """
+        plan = gbn.PrunePlan.of(groups, alive)
+        self._send("score", model, plan, alive=alive, phase=phase, start=start)
         self._fabric.to_device(model).eval()
         learns = phase.lr_from > 0
         if learns:
@@ -147,14 +118,21 @@ class Trainer:
             with Frozen(model, keep=set(learning)):
                 lr = self._settings.peak_lr * phase.lr_from
                 optimizer = self._sgd(list(learning.values()), lr) if learns else None
-                for images, targets in self._score_batches(start, phase.batches):
-                    value = self._backward(self._settings.objective.score, model, (images, targets))
+                together = [*learning.values()] if learns else []
+                batches = self._score_batches(start, phase.batches)
+                # where nothing learns, batches do not depend on each other
+                for batch in batches if learns else self._ranks.own(batches):
+                    value = self._backward(
+                        self._settings.objective.score, model, batch, together=together
+                    )
                     if not math.isfinite(value):
                         raise CompressError("the loss is not finite while scoring: check the data")
                     gates.accumulate(self._settings.score_power, keep_gradients=learns)
                     if optimizer is not None:
                         optimizer.step()
                         optimizer.zero_grad(set_to_none=True)
+            if not learns:
+                self._ranks.add_up([*gates.sums.values()])
             return gates.scores(alive)
 
     def train(
@@ -171,6 +149,10 @@ class Trainer:
         Goes on from `progress`, and saves it after each pass over the training set. Raises
         CompressError when the loss is not finite.
         """
+        if progress.plan is not None and progress.alive is not None:
+            here = {"step": progress.step, "optimizer": progress.optimizer, "label": label}
+            what = {"alive": progress.alive, "phase": phase, "start": start} | here
+            self._send("train", model, progress.plan, **what)
         learn_in_leaves(self._fabric.to_device(model))
         step, state = progress.step, progress.optimizer
         per_epoch = self.stream.per_epoch
@@ -186,7 +168,7 @@ class Trainer:
                     streams = self._streams(model, progress.plan)
                     if streams is not None:
                         gated.enter_context(streams.watching())
-                    one_pass = _Pass(
+                    one_pass = Pass(
                         phase=phase,
                         gates=gates,
                         streams=streams,
@@ -201,9 +183,10 @@ class Trainer:
                 if step < phase.batches:
                     assert state is not None
                     progress.save(step, state)
+        self._ranks.average_statistics(model)
         return model.eval()
 
-    def _steps(self, model: nn.Module, work: "_Pass", batches: Iterable[Batch]) -> Iterator[None]:
+    def _steps(self, model: nn.Module, work: Pass, batches: Iterable[Batch]) -> Iterator[None]:
         """The steps of one pass; leaves the optimizer's state in `work`."""
         held = {id(p) for p in work.gates.stood_for} if work.gates else set()
         parameters = [p for p in model.parameters() if p.requires_grad and id(p) not in held]
@@ -212,11 +195,11 @@ class Trainer:
             optimizer.load_state_dict(work.state)
         with Frozen(model, keep={id(p) for p in parameters}):
             wrapped, optimizer = self._fabric.setup(model, optimizer)
-            for step, (images, targets) in enumerate(batches, start=work.first):
+            for step, batch in enumerate(batches, start=work.first):
                 for group in optimizer.param_groups:
                     group["lr"] = self._settings.peak_lr * lr_share(work.phase, step)
                 value = self._backward(
-                    self._settings.objective.learn, wrapped, (images, targets), work
+                    self._settings.objective.learn, wrapped, batch, work, together=parameters
                 )
                 if not math.isfinite(value):
                     raise CompressError(
@@ -237,6 +220,34 @@ class Trainer:
             images, _ = next(iter(self._data.calibration_batches(1)))
             self._readers = stream_readers(self._teacher, self._place(images[:2]))
         return StreamDistance(self._teacher, model, plan, self._readers)
+
+    def _send(self, kind: WorkKind, model: nn.Module, plan: gbn.PrunePlan, **what: Any) -> None:
+        """Have the other processes, if there are any, do the same."""
+        if self._ranks.size > 1 and self._ranks.leads:
+            state = {name: value.detach().cpu() for name, value in model.state_dict().items()}
+            self._ranks.send(Work(kind=kind, plan=plan_hash(plan), state=state, **what))
+
+    def follow(self, original: nn.Module, groups: gbn.ChannelGroups) -> None:
+        """Do what the leader sends until it sends no more; see `pipeline.ranks`.
+
+        Raises CompressError where a plan is not the leader's.
+        """
+        while (work := self._ranks.receive()) is not None:
+            plan = gbn.PrunePlan.of(groups, work.alive)
+            if plan_hash(plan) != work.plan:
+                raise CompressError(
+                    f"process {self._ranks.rank} follows another plan than process 0: all must "
+                    "have the same model, code and versions"
+                )
+            model = gbn.prune(original, plan)
+            model.load_state_dict(work.state)
+            if work.kind == "score":
+                self.score(model, groups, work.alive, work.phase, work.start)
+                continue
+            progress = Progress(
+                step=work.step, optimizer=work.optimizer, plan=plan, save=lambda _step, _state: None
+            )
+            self.train(model, groups, work.phase, work.start, work.label, progress)
 
     def _sgd(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.SGD:
         return sgd(parameters, lr, decay_all=self._settings.decay_all)
@@ -264,35 +275,30 @@ class Trainer:
         return self._place(torch.cat(found))
 
     def renew_statistics(self, model: nn.Module) -> None:
-        """Batch norms' running statistics, anew from training images: after a cut they are off."""
-        norms = [*tracked_norms(model).values()]
-        if not norms:
-            return
-        momenta = [norm.momentum for norm in norms]
+        """Batch norms' running statistics, anew from training images."""
+        batches = self._data.calibration_batches(_BN_BATCHES)
         self._fabric.to_device(model).eval()
-        for norm in norms:
-            norm.train()  # and nothing else: dropout would distort what norms see
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain average over the batches
-        whole = 0
-        try:
-            with torch.no_grad():
-                for number, (images, _) in enumerate(self._data.calibration_batches(_BN_BATCHES)):
-                    if number and len(images) < whole:
-                        continue  # a part of a batch would weigh as much as a whole one
-                    whole = len(images)
-                    model(self._place(images))
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-            model.eval()
+        renew_statistics(model, (self._place(images) for images, _ in batches))
 
     def _backward(
-        self, kind: Loss, model: nn.Module, batch: Batch, work: "_Pass | None" = None
+        self,
+        kind: Loss,
+        model: nn.Module,
+        batch: Batch,
+        work: Pass | None = None,
+        *,
+        together: Sequence[nn.Parameter] = (),
     ) -> float:
-        """Gradients of a batch's loss, part by part; the loss, which may not be finite."""
-        value = 0.0
+        """Gradients of a batch's loss, part by part; the loss, which may not be finite.
+
+        together: what all processes learn, each from its share of the batch.
+        """
+        value, part = 0.0, 1.0
+        if together:
+            *shared, part = self._ranks.share(*batch)
+            batch = (shared[0], shared[1])
         for images, targets, share in parts_of(*batch, self._settings.accumulate):
+            share *= part
             loss = self._loss(kind, model, images, targets)
             if work is not None and work.gates is not None:
                 loss = loss + work.phase.penalty * work.gates.penalty()
@@ -303,7 +309,7 @@ class Trainer:
             value += share * float(loss.detach())
             if math.isfinite(value):
                 self._fabric.backward(share * loss)
-        return value
+        return self._ranks.add_up_gradients(together, value) if together else value
 
     def _loss(self, kind: Loss, model: nn.Module, images: Tensor, targets: Any) -> Tensor:
         with self._fabric.autocast():
@@ -315,35 +321,16 @@ class Trainer:
 
         return kind(outputs, targets, original)
 
-    def _batches(self, start: int, count: int) -> Iterator[Batch]:
-        for images, targets in self.stream.take(start, count):
+    def _batches(self, start: int, count: int, *, augmented: bool = True) -> Iterator[Batch]:
+        for images, targets in self.stream.take(start, count, augmented=augmented):
             yield self._place(images), self._fabric.to_device(targets)
 
     def _score_batches(self, start: int, count: int) -> Iterator[Batch]:
         size = self._settings.objective.score_batch
-        for images, targets in self._batches(start, count):
-            yield from (
-                [(images, targets)] if size is None else in_small_batches(images, targets, size)
-            )
+        for batch in self._batches(start, count, augmented=self._settings.score_augmented):
+            yield from [batch] if size is None else in_small_batches(*batch, size)
 
     def _place(self, images: Tensor) -> Tensor:
         layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
         placed: Tensor = self._fabric.to_device(images.contiguous(memory_format=layout))
         return placed
-
-
-@dataclass(kw_only=True)
-class _Pass:
-    """A part of a phase, between two saves: gates and streams, if any, are for one pass alone.
-
-    start: batch of the stream at which the phase begins; first: its step at which the pass does.
-    state: of the optimizer, before and then after it.
-    """
-
-    phase: Phase
-    gates: gbn.Gates | None
-    streams: StreamDistance | None
-    label: str
-    start: int
-    first: int
-    state: dict[str, Any] | None

@@ -15,7 +15,8 @@ from pipeline.batches import in_small_batches
 from pipeline.console import RunConsole
 from pipeline.mixed_data import made_images
 from pipeline.objectives import OriginalClasses
-from pipeline.training import Trainer, TrainingSettings
+from pipeline.training import Trainer
+from pipeline.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)

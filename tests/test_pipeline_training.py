@@ -18,14 +18,18 @@ from torch import Tensor, nn
 
 import gbn
 from gbn.ticktock import Phase
+from pipeline.batches import BatchStream
 from pipeline.cli import main
 from pipeline.config import RECIPES as NAMES
 from pipeline.console import RunConsole
+from pipeline.data_types import DataRequest
 from pipeline.errors import CompressError
 from pipeline.learning import last_linear, lr_share, parts_of
 from pipeline.recipes import RECIPES
+from pipeline.stored_data import StoredData, TensorSplit
 from pipeline.tasks import CLASSIFICATION, Task, TaskObjective
-from pipeline.training import Progress, Trainer, TrainingSettings
+from pipeline.training import Trainer
+from pipeline.training_settings import Progress, TrainingSettings
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -36,7 +40,7 @@ from tiny_job import arguments, write_job
 class Batches:
     """Data of one fixed pass of two batches."""
 
-    def train_loader(self, _epoch: int) -> "Batches":
+    def train_loader(self, _epoch: int, *, augmented: bool = True) -> "Batches":  # noqa: ARG002
         return self
 
     def __len__(self) -> int:
@@ -216,3 +220,19 @@ def test_parts_of_a_batch_of_unequal_size_train_as_the_whole_batch_where_no_norm
 def test_targets_that_cannot_be_split_are_refused_by_name() -> None:
     with pytest.raises(CompressError, match="--accumulate splits batches"):
         list(parts_of(torch.zeros(4, 3, 8, 8), {"boxes": []}, 2))
+
+
+def test_a_stream_gives_the_same_images_as_they_are_or_augmented():
+    images = torch.arange(16 * 64, dtype=torch.float32).view(16, 1, 8, 8)
+    split = TensorSplit(images=images, labels=torch.arange(16), height_width=(8, 8), shifted=True)
+    request = DataRequest(source="x", input_size=(1, 8, 8), batch_size=4)
+    stored = StoredData(
+        request=request, train=split, val=split, num_classes=16, class_names=None, mean=None,
+        std=None, augmented=True,
+    )  # fmt: skip
+    stream = BatchStream(stored)
+    plain, augmented = ([*stream.take(3, 3, augmented=augmented)] for augmented in (False, True))
+    for (still, labels), (moved, same_labels) in zip(plain, augmented, strict=True):
+        assert torch.equal(labels, same_labels)
+        assert torch.equal(still, images[labels])
+        assert not torch.equal(still, moved)
