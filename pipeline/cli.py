@@ -271,7 +271,7 @@ def _standard_output_kept(kept: bool) -> Iterator[None]:
 
 INPUTS_HELP = "C,H,W; repeatable NAME:C,H,W; or FILE.py:FACTORY."
 INSPECT_HELP = """\
-What can be pruned in MODEL, what cannot and why; nothing is trained or written.
+What can be pruned in MODEL, what cannot and why; nothing is trained.
 
 \b
 Example:
@@ -288,6 +288,11 @@ Example:
 @click.option("--channel-multiple", metavar="auto|N", default="auto", help="Of the widths.")
 @click.option("--freeze", multiple=True, metavar="PATTERN", help=FREEZE_HELP)
 @click.option("--prune-norms", is_flag=True, help=NORMS_HELP)
+@click.option("--data", metavar="SOURCE", help="Adds scores, and what cuts cost alone.")
+@click.option("--mean", metavar="X,Y,Z", help="Subtracted, one a channel.")
+@click.option("--std", metavar="X,Y,Z", help="Divided by, one a channel.")
+@click.option("--max-eval-images", type=int, metavar="N", help="To judge cuts by. Default: 512.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Picture of them: .svg, .png, .pdf.")
 @click.option("-v", "--verbose", is_flag=True, help="Tracebacks of errors.")
 @click.option("--json", "as_json", is_flag=True, help="JSON alone on standard output.")
 @click.pass_obj
@@ -302,7 +307,7 @@ def inspect(state: RunState, /, **options: Any) -> int:
     from pipeline.inspect import inspect_model, show
 
     with _standard_output_kept(options["as_json"]):
-        found = inspect_model(request)
+        found = inspect_model(request, RunConsole(json=options["as_json"]))
     if options["as_json"]:
         click.echo(json.dumps(found.to_dict(), indent=2))
     else:

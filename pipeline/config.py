@@ -25,6 +25,7 @@ from pipeline.config_sections import (
     ConstraintConfig,
     DataConfig,
     DeployConfig,
+    InspectData,
     ModelConfig,
     RecoveryConfig,
     TargetConfig,
@@ -45,6 +46,7 @@ __all__ = [
     "DataConfig",
     "DeployConfig",
     "InspectConfig",
+    "InspectData",
     "ModelConfig",
     "RecoveryConfig",
     "RunConfig",
@@ -157,6 +159,8 @@ class InspectConfig:
     """Cost at which an equal cut of every width is shown."""
     inputs: tuple[str, ...] = ()
     """Inputs that are not one image: shapes, named shapes, or a callable that returns them."""
+    data: InspectData | None = None
+    """Images to score by and to judge cuts by, if any."""
 
 
 def file_sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from pipeline.config import (
     DataConfig,
     DeployConfig,
     InspectConfig,
+    InspectData,
     ModelConfig,
     RecoveryConfig,
     RunConfig,
@@ -186,10 +187,24 @@ def inspect_request(options: Mapping[str, Any]) -> InspectConfig:
         inputs = ()
     return InspectConfig(
         inputs=inputs,
+        data=_inspect_data(given),
         model=ModelConfig(path=Path(given["model"]), **_model_options(given)),
         constraints=_constraints(given),
         equal_cut=Target.parse(given["target_flops"], "--target-flops"),
     )
+
+
+def _inspect_data(given: Mapping[str, Any]) -> InspectData | None:
+    options = _picked(given, "mean", "std", "max_eval_images", "plot")
+    if "data" not in given:
+        for name in options:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} has no effect without --data: give --data as well")
+        return None
+    for name in ("mean", "std"):
+        if name in options:
+            options[name] = _numbers(f"--{name}", options[name], float, "0.485,0.456,0.406")
+    return InspectData(source=given["data"], **options)
 
 
 def _constraints(given: Mapping[str, Any]) -> ConstraintConfig:

@@ -16,6 +16,8 @@ PRECISIONS = ("fp32", "fp16", "int8")
 RECIPES = ("default", "gbn-2019")
 LOGGERS = ("tensorboard", "csv")
 AUGMENTATIONS = ("auto", "standard", "none")
+MAX_EVAL_IMAGES = 512
+PLOT_SUFFIXES = (".svg", ".png", ".pdf")
 MIN_OPSET = 18
 MAX_OPSET = 23
 """The newest that torch's exporter writes."""
@@ -225,3 +227,30 @@ class DeployConfig:
             f"--opset: {self.opset} is below {MIN_OPSET}, the oldest that torch's exporter writes",
         )
         require(self.latency_batch >= 1, f"latency batch {self.latency_batch} is below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectData:
+    """Images that `compress inspect` scores and judges by; where its picture goes."""
+
+    source: str
+    """As of --data."""
+    mean: tuple[float, ...] | None = None
+    """Subtracted, one a channel."""
+    std: tuple[float, ...] | None = None
+    """Divided by, one a channel."""
+    max_eval_images: int = MAX_EVAL_IMAGES
+    """Validation images that each cut is judged by."""
+    plot: Path | None = None
+    """A picture of it all: .svg, .png or .pdf."""
+
+    def __post_init__(self) -> None:
+        require(self.max_eval_images > 0, f"--max-eval-images: {self.max_eval_images} is below 1")
+        if self.plot is not None:
+            kinds = ", ".join(PLOT_SUFFIXES)
+            require(
+                self.plot.suffix.lower() in PLOT_SUFFIXES,
+                f"--plot: '{self.plot}' must end in {kinds}",
+            )
+            folder = self.plot.parent
+            require(folder.is_dir(), f"--plot: the folder '{folder}' does not exist")

@@ -18,8 +18,9 @@ import gbn
 from gbn.groups import Mask
 from pipeline.config import InspectConfig
 from pipeline.console import RunConsole
+from pipeline.errors import UsageError
 from pipeline.example_inputs import example_inputs
-from pipeline.importers import load_model, load_network
+from pipeline.importers import LoadedModel, load_model, load_network
 from pipeline.importers.source import model_source
 
 
@@ -40,7 +41,8 @@ class GroupRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """`smallest_flops_kept`: least share of the MACs that any plan can reach."""
+    """`smallest_flops_kept`: least share of the MACs that any plan can reach. `cut_alone`: see
+    `pipeline.cutting_alone`; None without data."""
 
     description: str
     num_macs: int
@@ -51,6 +53,7 @@ class Inspection:
     groups: tuple[GroupRow, ...]
     unknown_ops: dict[str, tuple[str, ...]]
     hard_coded: tuple[str, ...]
+    cut_alone: dict[str, Any] | None
     warnings: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,9 +61,9 @@ class Inspection:
         return dataclasses.asdict(self)
 
 
-def inspect_model(config: InspectConfig) -> Inspection:
-    """Load and trace a model; nothing is written. Raises as the importers and the tracer do."""
-    module, description, notes, example = _load(config)
+def inspect_model(config: InspectConfig, console: RunConsole) -> Inspection:
+    """Load and trace a model. Raises as the importers and the tracer do."""
+    module, description, notes, example, loaded = _load(config)
     groups = gbn.trace(
         module,
         example,
@@ -89,20 +92,35 @@ def inspect_model(config: InspectConfig) -> Inspection:
         groups=tuple(_row(groups, macs, group, alive, settings) for group in groups.groups),
         unknown_ops=groups.unknown_ops,
         hard_coded=groups.hard_coded,
+        cut_alone=None if loaded is None else _cut_alone(config, loaded, groups, console),
         warnings=tuple(warnings),
     )
 
 
-def _load(config: InspectConfig) -> tuple[nn.Module, str, tuple[str, ...], Any]:
-    """Network, what was loaded, notes on that, and example inputs."""
+def _cut_alone(
+    config: InspectConfig, loaded: LoadedModel, groups: gbn.ChannelGroups, console: RunConsole
+) -> dict[str, Any] | None:
+    if config.data is None:
+        return None
+    from pipeline.cutting_alone import cut_alone  # draws, which takes a second to import
+
+    return cut_alone(loaded, groups, config.data, console)
+
+
+def _load(
+    config: InspectConfig,
+) -> tuple[nn.Module, str, tuple[str, ...], Any, LoadedModel | None]:
+    """Network, what was loaded, notes on that, example inputs; all of it where one image enters."""
     source = model_source(config.model)
     if config.inputs:
+        if config.data is not None:
+            raise UsageError("--data: images are one input, --input-size C,H,W: leave --data out")
         example = example_inputs(config.inputs)
         module, description, notes = load_network(source)
-        return module, description, notes, example
+        return module, description, notes, example, None
     loaded = load_model(source)
     image = example_inputs([",".join(map(str, loaded.input_size))])
-    return loaded.module, loaded.description, loaded.warnings, image
+    return loaded.module, loaded.description, loaded.warnings, image, loaded
 
 
 def _equal_cut(groups: gbn.ChannelGroups, macs: gbn.CostModel, keep: float) -> Mask:
@@ -179,6 +197,23 @@ def show(inspection: Inspection, console: RunConsole) -> None:
     for op, modules in inspection.unknown_ops.items():
         lines.append(f"no rule for {op}, in {', '.join(m or 'the model itself' for m in modules)}")
     lines += [f"frozen: {place}" for place in inspection.hard_coded]
-    console.result(Lines(table, "", *(Text(line) for line in lines)))
+    tables: list[Table | str] = [table]
+    if (alone := inspection.cut_alone) is not None:
+        told = f"{alone['metric']} on {alone['samples']} images: {alone['as_given']:.2%} as given;"
+        tables += ["", f"{told} with one group cut and nothing done about it:", "", _alone(alone)]
+    console.result(Lines(*tables, "", *(Text(line) for line in lines)))
     for warning in inspection.warnings:
         console.warn(warning)
+
+
+def _alone(found: dict[str, Any]) -> Table:
+    """Scores, and accuracies with each group cut alone."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("group")
+    shares = [] if not found["groups"] else [*found["groups"][0]["accuracy"]]
+    for heading in ("of all scores", *(f"{float(share):.0%} cut" for share in shares)):
+        table.add_column(heading, justify="right")
+    for row in found["groups"]:
+        values = ["-" if v is None else f"{v:.2%}" for v in row["accuracy"].values()]
+        table.add_row(Text(row["name"]), f"{row['share_of_scores']:.1%}", *values)
+    return table
