@@ -6,6 +6,7 @@ model. What leaves: its tensors that are reached so, with the name of the functi
 """
 
 import functools
+from collections import OrderedDict
 from collections.abc import Iterator
 from types import FunctionType
 from typing import Any
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from gbn.walk import named_modules, named_tensors
 
 _FUNCTIONS = (FunctionType, functools.partial)
-_PLAIN = (bool, int, float, str)
+_PLAIN = frozenset((bool, int, float, str, type(None)))
+_TABLE_KINDS = frozenset((dict, OrderedDict))
 _NESTS = (dict, list, tuple)
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -48,7 +50,8 @@ def captured_tensors(model: nn.Module) -> dict[int, str]:
 def _functions(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Functions among the attributes, and in lists and dicts of them, such as hooks."""
     for name, value in vars(module).items():
-        if value is None or type(value) in _PLAIN:
+        kind = type(value)
+        if kind in _PLAIN or (kind in _TABLE_KINDS and not value):
             continue
         if isinstance(value, _FUNCTIONS):
             yield name, value

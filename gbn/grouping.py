@@ -95,7 +95,9 @@ class _Builder:
         if root is None:
             return self._dim(rows)
         if root not in self._dim_of_root:
-            self._dim_of_root[root] = self._dim(self._rows(root))
+            first = self._rows(root)
+            fixed = self.facts.space.stays(first)  # as the sides of kernels are
+            self._dim_of_root[root] = None if fixed else self._dim(first)
         return self._dim_of_root[root]
 
     def _dim(self, rows: Rows) -> int | None:

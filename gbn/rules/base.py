@@ -28,9 +28,9 @@ _NESTS = (tuple, list, dict)
 NOT_FINITE = float("nan")  # the dead value of 0 / 0: no gate behind it makes that zero
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Info:
-    """Ids of a tensor by dimension (absent: size is fixed), and its dead value.
+    """Ids of a tensor by dimension (absent: size is fixed), and its dead value. Not to be changed.
 
     `constant`: the forward made it, the same in every run and at each position.
     """
