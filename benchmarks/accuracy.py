@@ -30,8 +30,8 @@ PEERS = RUNS / "peers"
 OURS = {"default": "default", "gbn-2019": "gbn-2019"}
 PEER_METHODS = ("tp-group-magnitude", "tp-group-taylor", "tp-bn-scale", "tp-group-norm")
 KEEPS, EPOCHS, SEEDS = (0.6, 0.4, 0.3), (0, 1, 5), (0,)
-TRAINING = ("training", "learning", "tasks", "augment", "stored_data", "arrays")
-MAIN_JOB = ("recipes", "compress", "baseline", "run")
+TRAINING = ("training", "learning", "tasks", "augment", "stored_data", "arrays", "batches")
+MAIN_JOB = ("recipes", "compress", "baseline", "run", "stream_distance")
 HEADER = (
     *("MACs, at most", "passes", "method", "seed", "top-1", "MACs kept", "parameters kept"),
     *("images seen", "seconds", "peak MiB"),
@@ -43,8 +43,11 @@ images, by onnxruntime on the exported file; MACs are counted on that file, for 
 
 Alike for all: images and their order, SGD with momentum 0.9, batches of 128, batch norm statistics
 renewed after a cut, no rounding of widths, one thread. `default` and the peers (`tp-...`) learn
-from the original's outputs at a peak rate of 0.05; `gbn-2019` is the published recipe, which learns
-from labels alone at its own rates. Images seen are those of scoring and training. Peers prune
+from the original's outputs at a peak rate of 0.05. `default` is this project's own way: it learns
+from the original's residual streams too, keeps their statistics and refits layers after a cut,
+scores on images that are not augmented, and takes smaller steps where there are few. `gbn-2019` is
+the published recipe, which learns from labels alone at its own rates. Images seen are those of
+scoring and training. Peers prune
 globally in steps of half a per cent of the channels, as in their CIFAR reproduction; GroupTaylor
 scores on as many batches as `default`, in one place at the start; BNScale and GroupNorm train
 sparsely for the first half of the budget. Seconds include import, export and measurement, and for
