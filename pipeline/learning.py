@@ -3,6 +3,7 @@
 What enters: a network or its parameters, a phase of the schedule. Leaves: plain torch objects.
 """
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gbn.ticktock import Phase
-from pipeline.errors import CompressError
+from pipeline.errors import CompressError, UsageError, one_line
 
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 5e-4
@@ -95,3 +96,19 @@ def parts_of(images: Tensor, targets: Any, count: int) -> Iterator[tuple[Tensor,
         )
     for part, answers in zip(images.chunk(count), targets.chunk(count), strict=True):
         yield part, answers, len(part) / len(images)
+
+
+@contextlib.contextmanager
+def learnable() -> Iterator[None]:
+    """What torch says of a network that runs and cannot learn, in one line."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UsageError(
+            "the device has too little memory for a batch: --accumulate 2 computes it in parts, or "
+            "give a smaller --batch-size"
+        ) from error
+    except RuntimeError as error:
+        raise UsageError(
+            f"the network runs, but gradients cannot be taken: {one_line(error)}"
+        ) from error

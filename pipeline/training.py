@@ -1,8 +1,7 @@
 """Scoring and training on Lightning Fabric: one device, mixed precision on CUDA.
 
 Enters: a network, data, an objective and a phase of the schedule. Leaves: gate scores, or the
-network trained. The original network teaches, if the objective asks it. Nothing here decides what
-goes.
+network trained, by the original if the objective asks it. Nothing here decides what goes.
 """
 
 import contextlib
@@ -25,7 +24,15 @@ from pipeline.checkup import Checkup
 from pipeline.console import RunConsole
 from pipeline.data import Batch, Data
 from pipeline.errors import CompressError
-from pipeline.learning import Frozen, last_linear, learn_in_leaves, lr_share, parts_of, sgd
+from pipeline.learning import (
+    Frozen,
+    last_linear,
+    learn_in_leaves,
+    learnable,
+    lr_share,
+    parts_of,
+    sgd,
+)
 from pipeline.objectives import Ask
 from pipeline.ranks import Ranks, Work, WorkKind, plan_hash
 from pipeline.renewal import renew_statistics
@@ -298,18 +305,25 @@ class Trainer:
             *shared, part = self._ranks.share(*batch)
             batch = (shared[0], shared[1])
         for images, targets, share in parts_of(*batch, self._settings.accumulate):
-            share *= part
-            loss = self._loss(kind, model, images, targets)
-            if work is not None and work.gates is not None:
-                loss = loss + work.phase.penalty * work.gates.penalty()
-            if work is not None and work.streams is not None:
-                distance = work.streams.take()
-                if distance is not None:
-                    loss = loss + self._settings.stream_weight * distance
-            value += share * float(loss.detach())
-            if math.isfinite(value):
-                self._fabric.backward(share * loss)
+            with learnable():
+                value += self._part(kind, model, (images, targets), share * part, work)
         return self._ranks.add_up_gradients(together, value) if together else value
+
+    def _part(
+        self, kind: Loss, model: nn.Module, batch: Batch, share: float, work: Pass | None
+    ) -> float:
+        """Gradients of this share of the loss; the share, which may not be finite."""
+        loss = self._loss(kind, model, *batch)
+        if work is not None and work.gates is not None:
+            loss = loss + work.phase.penalty * work.gates.penalty()
+        if work is not None and work.streams is not None:
+            distance = work.streams.take()
+            if distance is not None:
+                loss = loss + self._settings.stream_weight * distance
+        value = share * float(loss.detach())
+        if math.isfinite(value):
+            self._fabric.backward(share * loss)
+        return value
 
     def _loss(self, kind: Loss, model: nn.Module, images: Tensor, targets: Any) -> Tensor:
         with self._fabric.autocast():

@@ -23,7 +23,7 @@ from pipeline.cli import main
 from pipeline.config import RECIPES as NAMES
 from pipeline.console import RunConsole
 from pipeline.data_types import DataRequest
-from pipeline.errors import CompressError
+from pipeline.errors import CompressError, UsageError
 from pipeline.learning import last_linear, lr_share, parts_of
 from pipeline.recipes import RECIPES
 from pipeline.stored_data import StoredData, TensorSplit
@@ -236,3 +236,23 @@ def test_a_stream_gives_the_same_images_as_they_are_or_augmented():
         assert torch.equal(labels, same_labels)
         assert torch.equal(still, images[labels])
         assert not torch.equal(still, moved)
+
+
+def test_a_network_that_cannot_be_differentiated_is_refused_in_a_line():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = nn.Conv2d(1, 4, 1), nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.inner(x).relu()
+            y = x.sigmoid()
+            y += x
+            x.mul_(2)
+            return self.head((x * y).mean((2, 3)))
+
+    model = InPlace()
+    groups = gbn.trace(model, torch.zeros(1, 1, 8, 8))
+    alive = np.ones(groups.num_atoms, dtype=np.bool_)
+    with pytest.raises(UsageError, match="gradients cannot be taken: Runtime"):
+        trainer(model).score(model, groups, alive, Phase(kind="tick", batches=1), 0)
