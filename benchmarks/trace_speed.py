@@ -5,7 +5,7 @@ by `gbn.trace` and by Torch-Pruning's dependency graph in turn, a few rounds eac
 model and input; the least of each counts, for both are the same work every time. Then, each in a
 process of its own, how much the memory in use grows at most in a trace and in one forward pass of
 one image. Writes docs/trace-speed.md. Options: `--only NAME` measures one network and writes
-nothing, `--rounds N`, `--no-memory`.
+nothing, `--all` the time of all networks of the lists, `--rounds N`, `--no-memory`.
 """
 
 import argparse
@@ -188,6 +188,7 @@ def main() -> int:
     parser.add_argument("--only", choices=names() or NETWORKS, metavar="LIBRARY:NAME")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--all", action="store_true")
     parser.add_argument("--grow", choices=("trace_mib", "forward_mib"))
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -196,13 +197,13 @@ def main() -> int:
         return 0
     sys.path.insert(0, str(PEERS))
     outcomes = []
-    for spec in [options.only] if options.only else NETWORKS:
+    for spec in [options.only] if options.only else names() if options.all else NETWORKS:
         found = measure(spec, options.rounds)
-        found |= {} if options.no_memory else memory(spec)
+        found |= {} if options.no_memory or options.all else memory(spec)
         outcomes.append(found)
         print("  ".join(row(found)), flush=True)
     print(summary(outcomes))
-    if not (options.only or options.no_memory):
+    if not (options.only or options.all or options.no_memory):
         DOCUMENT.write_text(document(outcomes, options.rounds))
     return 0
 
