@@ -12,6 +12,7 @@ from pipeline.data_types import Batch, Data, DataRequest, Loader
 from pipeline.errors import UsageError
 from pipeline.factory_data import load_factory
 from pipeline.image_folder import load_image_folder
+from pipeline.shards import load_shards, names_shards
 
 __all__ = ["Batch", "Data", "DataRequest", "Loader", "load_data"]
 
@@ -22,6 +23,8 @@ def load_data(request: DataRequest) -> Data:
     Raises UsageError, in one line, for everything that is wrong with it.
     """
     path = Path(request.source)
+    if names_shards(request.source):
+        return load_shards(request)
     if path.is_dir():
         return load_image_folder(request)
     if path.suffix == ".npz" or path.is_file():
@@ -30,5 +33,5 @@ def load_data(request: DataRequest) -> Data:
         return load_factory(request)
     raise UsageError(
         f"--data {request.source}: no such folder or file; give a folder with train/ and val/, a "
-        ".npz file, or package.module:FACTORY"
+        ".npz file, tar shards, or package.module:FACTORY"
     )

@@ -6,13 +6,14 @@ later cropped from (the wanted one divided by 0.875, from 64 pixels on) and crop
 Refused, by name: images that cannot be read, and 16-bit images.
 """
 
+import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,16 @@ IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexErro
 Pixels = npt.NDArray[np.uint8]
 
 
+class ImageBytes(Protocol):
+    """An image that is no file of its own; `str` names it."""
+
+    def read(self) -> bytes:
+        """Its bytes."""
+
+
+ImageFile = Path | ImageBytes
+
+
 def covering(height_width: tuple[int, int]) -> tuple[int, int]:
     """The size an image is resized to before its middle of `height_width` is taken."""
     if min(height_width) < MIN_CROPPED_SIDE:
@@ -47,7 +58,7 @@ class Target:
     wanted: tuple[int, int]
 
 
-def fitted(path: Path, channels: int, target: Target) -> Pixels:
+def fitted(path: ImageFile, channels: int, target: Target) -> Pixels:
     """(H, W, C) of size `target.inner`; an image that has that very size is left as it is."""
     inner = target.inner
     with _opened(path, channels) as image:
@@ -62,7 +73,7 @@ def fitted(path: Path, channels: int, target: Target) -> Pixels:
         return _array(resized.crop((left, top, left + inner[1], top + inner[0])))
 
 
-def part(path: Path, channels: int, box: list[float], wanted: tuple[int, int]) -> Pixels:
+def part(path: ImageFile, channels: int, box: list[float], wanted: tuple[int, int]) -> Pixels:
     """(H, W, C): the part `box` (left, top, width, height, as fractions), resized to `wanted`."""
     with _opened(path, channels) as image:
         width, height = image.size
@@ -77,7 +88,9 @@ def to_tensor(arrays: list[Pixels]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.stack(arrays).transpose(0, 3, 1, 2)))
 
 
-def decode_all(paths: list[Path], channels: int, target: Target, threads: int) -> torch.Tensor:
+def decode_all(
+    paths: Sequence[ImageFile], channels: int, target: Target, threads: int
+) -> torch.Tensor:
     """All images, uint8 (N, C, H, W) of size `target.inner`; UsageError names a bad file."""
     images = torch.empty((len(paths), channels, *target.inner), dtype=torch.uint8)
     array = images.numpy()
@@ -89,16 +102,18 @@ def decode_all(paths: list[Path], channels: int, target: Target, threads: int) -
     return images
 
 
-def image_sizes(paths: list[Path], threads: int, *, verify: bool = False) -> set[tuple[int, int]]:
+def image_sizes(
+    paths: Sequence[ImageFile], threads: int, *, verify: bool = False
+) -> set[tuple[int, int]]:
     """The (height, width) that occur, from the headers; `verify` has Pillow check the whole file.
 
     Raises UsageError for a file that is no image.
     """
     found: set[tuple[int, int]] = set()
 
-    def look(path: Path) -> None:
+    def look(path: ImageFile) -> None:
         try:
-            with Image.open(path) as image:
+            with Image.open(_stream(path)) as image:
                 found.add((image.height, image.width))
                 if verify:
                     image.verify()
@@ -109,9 +124,7 @@ def image_sizes(paths: list[Path], threads: int, *, verify: bool = False) -> set
     return found
 
 
-def _for_each(
-    items: "range | list[Path]", act: Callable[[Any], None], threads: int, verb: str
-) -> None:
+def _for_each(items: Sequence[Any], act: Callable[[Any], None], threads: int, verb: str) -> None:
     """Run `act` on every item in `threads` threads; the first error stops it."""
     with ThreadPoolExecutor(threads) as pool:
         # Blocks keep the cost of handing out work small, and errors early.
@@ -123,16 +136,16 @@ def _for_each(
             logger.info("%s %d of %d images", verb, start + len(block), len(items))
 
 
-def _run(act: Callable[[Any], None], items: "range | list[Path]") -> None:
+def _run(act: Callable[[Any], None], items: Sequence[Any]) -> None:
     for item in items:
         act(item)
 
 
 @contextmanager
-def _opened(path: Path, channels: int) -> Iterator[Image.Image]:
+def _opened(path: ImageFile, channels: int) -> Iterator[Image.Image]:
     """The decoded image in the mode for `channels`."""
     try:
-        with Image.open(path) as image:
+        with Image.open(_stream(path)) as image:
             if image.mode.startswith(("I", "F")):
                 raise UsageError(
                     f"{path}: has pixels of mode {image.mode!r}, more than 8 bits; convert it to "
@@ -148,7 +161,11 @@ def _opened(path: Path, channels: int) -> Iterator[Image.Image]:
     yield converted
 
 
-def _unreadable(path: Path, error: BaseException) -> UsageError:
+def _stream(path: ImageFile) -> Path | io.BytesIO:
+    return path if isinstance(path, Path) else io.BytesIO(path.read())
+
+
+def _unreadable(path: ImageFile, error: BaseException) -> UsageError:
     return UsageError(
         f"{path}: cannot be read as an image ({one_line(error, 100)}); replace or remove it"
     )

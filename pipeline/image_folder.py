@@ -10,6 +10,7 @@ images that cannot be read, and networks that take neither 1 nor 3 channels.
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from pipeline.data_types import DataRequest
 from pipeline.errors import UsageError
 from pipeline.image_decode import (
     MODES,
+    ImageFile,
     Pixels,
     Target,
     covering,
@@ -39,10 +41,12 @@ DEFAULT_THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Files:
-    paths: list[Path]
+class Images:
+    """Images of one split and their classes, int64 (N,); names where classes have some."""
+
+    files: Sequence[ImageFile]
     labels: torch.Tensor
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class FileSplit:
     shifted: augment by shifts, the images having the input size, not by random parts.
     """
 
-    paths: list[Path]
+    paths: Sequence[ImageFile]
     labels: torch.Tensor
     input_size: tuple[int, int, int]
     threads: int
@@ -82,15 +86,32 @@ class FileSplit:
 def load_image_folder(request: DataRequest) -> StoredData:
     """The data of `request.source`; UsageError for everything that is wrong with it."""
     root = Path(request.source)
-    _check_request(request)
+    check_request(request)
     validation = _validation_folder(root, request.val_only)
     val = _scan(validation)
     train = val if request.val_only else _scan(root / "train")
     _check_classes(root, train, val, validation.name)
+    return stored_images(
+        request,
+        train,
+        val,
+        len(train.class_names or ()),
+        {"source": "image folder", "validation": validation.name},
+    )
+
+
+def stored_images(
+    request: DataRequest,
+    train: Images,
+    val: Images,
+    num_classes: int,
+    origin: dict[str, object],
+) -> StoredData:
+    """Data of images in files, in memory where they fit. `origin`: for the report."""
     wanted = request.input_size[1:]
-    exact = image_sizes(train.paths, request.workers or DEFAULT_THREADS) == {wanted}
+    exact = image_sizes(train.files, request.workers or DEFAULT_THREADS) == {wanted}
     inner = wanted if exact else covering(wanted)
-    num_values = len(train.paths) * inner[0] * inner[1] + len(val.paths) * wanted[0] * wanted[1]
+    num_values = len(train.files) * inner[0] * inner[1] + len(val.files) * wanted[0] * wanted[1]
     cached = num_values * request.input_size[0] <= MAX_CACHE_BYTES
     load = _in_memory if cached else _on_disk
     augmented = request.augment != "none"
@@ -99,14 +120,13 @@ def load_image_folder(request: DataRequest) -> StoredData:
         request=request,
         train=load(train, request, inner, exact),
         val=load(val, request, wanted, exact),
-        num_classes=len(train.class_names),
+        num_classes=num_classes,
         class_names=train.class_names,
         mean=request.mean,
         std=request.std,
         augmented=augmented,
         preprocessing={
-            "source": "image folder",
-            "validation": validation.name,
+            **origin,
             "channels": MODES[request.input_size[0]],
             "resize": resize,
             "augmentation": _augmentation(augmented, exact),
@@ -118,7 +138,8 @@ def load_image_folder(request: DataRequest) -> StoredData:
     )
 
 
-def _check_request(request: DataRequest) -> None:
+def check_request(request: DataRequest) -> None:
+    """Raises UsageError for networks that take no images, or whose images nobody normalises."""
     if request.input_size[0] not in MODES:
         raise UsageError(
             f"--data {request.source}: images have 3 channels or 1, the model takes "
@@ -138,22 +159,22 @@ def _augmentation(augmented: bool, exact: bool) -> str:
 
 
 def _in_memory(
-    files: _Files, request: DataRequest, inner: tuple[int, int], exact: bool
+    files: Images, request: DataRequest, inner: tuple[int, int], exact: bool
 ) -> TensorSplit:
     channels, *_ = request.input_size
     wanted = request.input_size[1:]
     threads = request.workers or DEFAULT_THREADS
-    images = decode_all(files.paths, channels, Target(inner=inner, wanted=wanted), threads)
+    images = decode_all(files.files, channels, Target(inner=inner, wanted=wanted), threads)
     return TensorSplit(images=images, labels=files.labels, height_width=wanted, shifted=exact)
 
 
 def _on_disk(
-    files: _Files, request: DataRequest, _inner: tuple[int, int], exact: bool
+    files: Images, request: DataRequest, _inner: tuple[int, int], exact: bool
 ) -> FileSplit:
     threads = request.workers or DEFAULT_THREADS
-    image_sizes(files.paths, threads, verify=True)
+    image_sizes(files.files, threads, verify=True)
     return FileSplit(
-        paths=files.paths,
+        paths=files.files,
         labels=files.labels,
         input_size=request.input_size,
         threads=threads,
@@ -175,7 +196,7 @@ def _validation_folder(root: Path, val_only: bool) -> Path:
     raise UsageError(f"--data {root}: has no folder val/ or test/; {has}")
 
 
-def _scan(folder: Path) -> _Files:
+def _scan(folder: Path) -> Images:
     """The images under each class folder, in the order of their names."""
     classes = sorted(
         entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != "."
@@ -195,19 +216,18 @@ def _scan(folder: Path) -> _Files:
             raise UsageError(f"--data {folder / name}: has no images ({', '.join(IMG_EXTENSIONS)})")
         paths += found
         labels += [label] * len(found)
-    return _Files(paths=paths, labels=torch.tensor(labels), class_names=tuple(classes))
+    return Images(files=paths, labels=torch.tensor(labels), class_names=tuple(classes))
 
 
-def _check_classes(root: Path, train: _Files, val: _Files, val_name: str) -> None:
-    if len(train.class_names) < 2:
-        raise UsageError(
-            f"--data {root}: train/ has one class ({train.class_names[0]}); it needs two or more"
-        )
+def _check_classes(root: Path, train: Images, val: Images, val_name: str) -> None:
+    names, val_names = train.class_names or (), val.class_names or ()
+    if len(names) < 2:
+        raise UsageError(f"--data {root}: train/ has one class ({names[0]}); it needs two or more")
     differences = [
         f"only in {name}/: {', '.join(sorted(own - other)[:5])}"
         for name, own, other in (
-            ("train", set(train.class_names), set(val.class_names)),
-            (val_name, set(val.class_names), set(train.class_names)),
+            ("train", set(names), set(val_names)),
+            (val_name, set(val_names), set(names)),
         )
         if own - other
     ]
