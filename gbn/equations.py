@@ -54,6 +54,8 @@ class Products:
         self.place[classes] = len(self.factors) + np.arange(len(classes))
         self.factors = np.concatenate([self.factors, factors[new][first]])
         known = self.place[own] >= 0
+        if not known.any():  # and perhaps there is no definition yet
+            return known
         return known & (self.factors[self.place[own]] == factors).all(axis=1)
 
     def nested(self, owners: Ints) -> Bools:

@@ -153,6 +153,7 @@ def _told_in_numbers(record: OpRecord, facts: Facts) -> list[Rows]:
         use.rows
         for use in facts.sized
         if use.module == record.module
+        and use.rows.size  # a slice may have taken nothing
         and any(
             math.isclose(number, use.rows.shape[1] ** power, rel_tol=1e-6)
             for number in numbers

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from gbn.equations import Products
 from gbn.ids import FIXED, NONE, IdSpace
 
 
@@ -140,3 +141,12 @@ def test_a_whole_block_of_a_tensor_is_recognised(change, whole):
 def test_ids_issued_by_an_op_are_no_block_of_a_tensor():
     space = IdSpace()
     assert space.block_start(space.fresh(4, "op")) is None
+
+
+def test_a_product_that_is_its_own_factor_defines_nothing():
+    """Where no class has a definition yet, there is none to compare with."""
+    products = Products(3)
+    own, factors = np.array([0, 1]), np.array([[0, NONE], [1, 2]])
+    assert products.define(own, factors).tolist() == [False, False]
+    assert products.of(0) is None and len(products.owners()) == 0
+    assert products.define(np.array([2]), np.array([[0, 1]])).tolist() == [True]

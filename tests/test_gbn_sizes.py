@@ -116,3 +116,23 @@ def test_scores_are_checked_where_they_are_made():
     with pytest.raises(ValueError, match="one number an atom"):
         gbn.Scores([[1.0]], "own")
     assert gbn.Scores([1, 2], "own").values.tolist() == [1.0, 2.0]
+
+
+def test_a_slice_that_takes_nothing_beside_a_scale_made_of_a_width_is_no_obstacle(prune_and_prove):
+    """Rotary positions leave the first dims of each head alone: here none of them."""
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.qk, self.v, self.out = nn.Linear(8, 16), nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            q, k = self.qk(x).reshape(len(x), 4, 2, 2, 4).permute(2, 0, 3, 1, 4)
+            q = torch.cat([q[..., :0], q[..., 0:]], dim=-1)
+            scores = (q @ k.mT) * 4**-0.5
+            v = self.v(x).reshape(len(x), 4, 2, 4).transpose(1, 2)
+            return self.out((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), Attention(), nn.Linear(8, 5))
+    prune_and_prove(model, torch.randn(2, 4, 6))
