@@ -184,7 +184,11 @@ class Equations:
         self.now = Resolution(label, frozen, Products(int(label.max()) + 1))
         self.unions: list[Ints] = []
         self.conflicts: set[int] = set()
-        _, self._member = np.unique(label, return_index=True)
+
+    @cached_property
+    def _member(self) -> Ints:
+        """(num_classes,): an id of each class."""
+        return np.unique(self.label, return_index=True)[1]
 
     def live(self, rows: Rows) -> Rows:
         """Classes of ids, sorted in each column; NONE for what is no condition."""

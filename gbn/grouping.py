@@ -7,11 +7,11 @@ convolutions and linear layers) that share an atom become one group.
 from collections.abc import Container, Iterable, Iterator, Mapping
 
 import numpy as np
-from scipy.sparse import coo_matrix, csr_matrix
+from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import nn
 
-from gbn.groups import ChannelGroups, Dim, GateSite, Group, MacOp, Statistics
+from gbn.groups import AtomsOfIds, ChannelGroups, Dim, GateSite, Group, MacOp, Statistics
 from gbn.ids import FIXED, Block, Resolution, Rows
 from gbn.rules import Facts
 from gbn.sizes import bind_sizes
@@ -128,18 +128,25 @@ class _Builder:
         numbers = self.index[classes]
         return positions[numbers >= 0], numbers[numbers >= 0]
 
-    def atoms_of_ids(self) -> csr_matrix:
-        """(num_ids, num_atoms): which atoms each id depends on."""
-        num_ids = len(self.resolution.label)
-        ids, atoms = self._table(np.arange(num_ids, dtype=np.int64)[None])
-        starts = np.concatenate([[0], np.cumsum(np.bincount(ids, minlength=num_ids))])
-        return csr_matrix((np.ones(len(ids)), atoms, starts), shape=(num_ids, self.num_atoms))
+    def atoms_of_ids(self) -> AtomsOfIds:
+        """Which atom each id is, and those that products need."""
+        products = np.flatnonzero(self._atom_of_id == _SEVERAL)
+        places, atoms = self._table(products[None])
+        one = np.maximum(self._atom_of_id, _STAYS).astype(np.int32)
+        return AtomsOfIds(one=one, products=products[places], needed=atoms)
 
     def groups(self) -> list[Group]:
         """Produced widths that share an atom are one group, in the order of execution.
 
         Frozen classes tie layers too: a reader wants to see what is added to what.
         """
+        members: dict[int, list[int]] = {}
+        for start, group in zip(self.facts.produced, self._groups_of_layers(), strict=True):
+            members.setdefault(group, []).append(start)
+        return [self._group(group) for group in members.values()]
+
+    def _groups_of_layers(self) -> list[int]:
+        """The number of the group of each produced width."""
         starts = list(self.facts.produced)
         if not starts:
             return []
@@ -152,10 +159,7 @@ class _Builder:
         size = len(starts) + len(self.index)
         edges = (np.ones(len(layer)), (layer, np.concatenate(touched) + len(starts)))
         _, label = connected_components(coo_matrix(edges, shape=(size, size)), directed=False)
-        members: dict[int, list[int]] = {}
-        for start, group in zip(starts, label.tolist(), strict=False):
-            members.setdefault(group, []).append(start)
-        return [self._group(group) for group in members.values()]
+        return list(label[: len(starts)].tolist())
 
     def _group(self, starts: list[int]) -> Group:
         rows = [self._rows(start) for start in starts]

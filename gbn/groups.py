@@ -120,6 +120,26 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AtomsOfIds:
+    """Which atoms the ids of a trace depend on.
+
+    `one`: (num_ids,), the atom that an id is; -1 where it stays, or is a product. Of products,
+    `products[i]` needs the atom `needed[i]`.
+    """
+
+    one: npt.NDArray[np.int32]
+    products: npt.NDArray[np.int64]
+    needed: npt.NDArray[np.int64]
+
+    def lost(self, alive: Mask) -> Mask:
+        """(num_ids + 1,): see `ChannelGroups.lost_ids`."""
+        gone = np.append(~alive, False)  # the last one for -1
+        lost = np.append(gone[self.one], False)
+        lost[self.products[gone[self.needed]]] = True
+        return lost
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChannelGroups:
     """The network as the planner and the surgeon see it. Made by `gbn.trace`."""
 
@@ -135,7 +155,7 @@ class ChannelGroups:
     statistics: tuple[Statistics, ...] = ()
     unknown_ops: dict[str, tuple[str, ...]] = field(default_factory=dict)
     hard_coded: tuple[str, ...] = ()
-    atoms_of_ids: csr_matrix = field(repr=False, compare=False)
+    atoms_of_ids: AtomsOfIds = field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, dims in self.tensors.items():
@@ -181,7 +201,7 @@ class ChannelGroups:
 
     def lost_ids(self, alive: Mask) -> Mask:
         """(num_ids + 1,): which ids do not survive; the last entry stands for ids without atoms."""
-        return np.append(self.atoms_of_ids @ (~alive).astype(np.float64) > 0, False)
+        return self.atoms_of_ids.lost(alive)
 
     @cached_property
     def removable_ids(self) -> Mask:

@@ -189,6 +189,7 @@ def _after_trials(tracer: Tracer, model: nn.Module, trial: Trial) -> ChannelGrou
             else:
                 reason = freeze_fault(fault, groups, tracer.facts, tracer.records, hard_coded)
                 hard_coded += [] if reason in hard_coded else [reason]
+        del groups  # before there are others, which are as large
         groups = build_groups(tracer.facts, model, tracer.unknown, tuple(hard_coded), no_guess)
     return groups
 
