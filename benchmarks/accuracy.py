@@ -24,14 +24,24 @@ from typing import Any
 from benchmarks.accuracy_data import BATCH, CACHE, FILE, MEAN, STD, prepare
 from benchmarks.resnet20_main_job import WEIGHTS
 from benchmarks.tables import ROOT, RUNS, markdown_table, measured_with
+from pipeline.recipes import RECIPES
 
 DOCUMENT = ROOT / "docs" / "accuracy.md"
 PEERS = RUNS / "peers"
 OURS = {"default": "default", "gbn-2019": "gbn-2019"}
 PEER_METHODS = ("tp-group-magnitude", "tp-group-taylor", "tp-bn-scale", "tp-group-norm")
 KEEPS, EPOCHS, SEEDS = (0.6, 0.4, 0.3), (0, 1, 5), (0,)
-TRAINING = ("training", "learning", "tasks", "augment", "stored_data", "arrays", "batches")
-MAIN_JOB = ("recipes", "compress", "baseline", "run", "stream_distance")
+TRAINING = (
+    "recipes",
+    "training",
+    "learning",
+    "tasks",
+    "augment",
+    "stored_data",
+    "arrays",
+    "batches",
+)
+MAIN_JOB = ("compress", "baseline", "run", "stream_distance")
 HEADER = (
     *("MACs, at most", "passes", "method", "seed", "top-1", "MACs kept", "parameters kept"),
     *("images seen", "seconds", "peak MiB"),
@@ -41,11 +51,13 @@ A CIFAR-10 network of 20 layers, trained on the JPEG copy, is cut to a share of 
 recovered for so many passes over the same 10,000 training images. Top-1 is of all 10,000 test
 images, by onnxruntime on the exported file; MACs are counted on that file, for every method alike.
 
-Alike for all: images and their order, SGD with momentum 0.9, batches of 128, batch norm statistics
-renewed after a cut, no rounding of widths, one thread. `default` and the peers (`tp-...`) learn
-from the original's outputs at a peak rate of 0.05. `default` is this project's own way: it learns
-from the original's residual streams too, keeps their statistics and refits layers after a cut,
-scores on images that are not augmented, and takes smaller steps where there are few. `gbn-2019` is
+Alike for all: images and their order, mirrored and moved as `default` has it (in 1 pass as they
+are, in 5 mirrored; `gbn-2019` always mirrors and shifts them), SGD with momentum 0.9, batches of
+128, batch norm statistics renewed after a cut, no rounding of widths, one thread. `default` and the
+peers (`tp-...`) learn from the original's outputs at a peak rate of 0.05. `default` is this
+project's own way: it learns from the original's residual streams too, keeps their statistics and
+refits layers after a cut, scores on images that are not augmented, and takes smaller steps where
+there are few. `gbn-2019` is
 the published recipe, which learns from labels alone at its own rates. Images seen are those of
 scoring and training. Peers prune
 globally in steps of half a per cent of the channels, as in their CIFAR reproduction; GroupTaylor
@@ -97,10 +109,11 @@ def command(cell: Cell, out: Path) -> list[str]:
     if cell.method not in OURS:
         where = [cell.method, str(cell.keep), str(cell.epochs), str(cell.seed), str(out)]
         return [sys.executable, "-m", "benchmarks.accuracy_peers", *where]
+    augment = RECIPES[OURS[cell.method]].augment(cell.epochs)
     return [
         *(sys.executable, "-m", "pipeline.cli", "--target-flops", str(cell.keep)),
         *("--epochs", str(cell.epochs), "--seed", str(cell.seed), "--recipe", OURS[cell.method]),
-        *("--channel-multiple", "1", "--augment", "standard", "--batch-size", str(BATCH)),
+        *("--channel-multiple", "1", "--augment", augment, "--batch-size", str(BATCH)),
         *("--data", str(FILE), "--mean", _numbers(MEAN), "--std", _numbers(STD)),
         *("--arch", f"{ROOT / 'benchmarks/cifar_models.py'}:resnet20", "--input-size", "3,32,32"),
         *("--device", "cpu", "--out", str(out), "-q", str(WEIGHTS)),
@@ -146,7 +159,6 @@ def measure(cell: Cell) -> dict[str, Any]:
 def read_report(out: Path, cell: Cell) -> dict[str, Any]:
     """The figures of a run's report."""
     from gbn.ticktock import Phase
-    from pipeline.recipes import RECIPES
 
     report = json.loads((out / "report.json").read_text())
     budget = cell.epochs * (10_000 // BATCH)

@@ -16,6 +16,7 @@ from benchmarks.cifar_models import resnet20
 from benchmarks.resnet20_main_job import WEIGHTS, image_folder
 from benchmarks.tables import RUNS
 from pipeline.data import Data, DataRequest, load_data
+from pipeline.recipes import RECIPES
 
 CACHE = RUNS / "accuracy"
 FILE = CACHE / "cifar10-subset.npz"
@@ -54,8 +55,8 @@ def _read(folder: Path, per_class: int | None) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(images), np.array(labels, dtype=np.int64)
 
 
-def data(seed: int) -> Data:
-    """Shuffled by `seed`; training images are flipped and shifted."""
+def data(seed: int, epochs: int) -> Data:
+    """Shuffled by `seed`; training images move as in a run of the default recipe so long."""
     return load_data(
         DataRequest(
             source=str(FILE),
@@ -63,7 +64,7 @@ def data(seed: int) -> Data:
             mean=MEAN,
             std=STD,
             batch_size=BATCH,
-            augment="standard",
+            augment=RECIPES["default"].augment(epochs),
             seed=seed,
         )
     )

@@ -70,7 +70,7 @@ def main(method: str, keep: float, epochs: int, seed: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     seed_everything(seed, verbose=False)
     peer, original = METHODS[method], trained_network()
-    images = data(seed)
+    images = data(seed, epochs)
     recipe = RECIPES["default"]
     settings = TrainingSettings(peak_lr=recipe.peak_lr, seed=seed)
     fabric = Fabric(accelerator="cpu", devices=1)

@@ -18,7 +18,7 @@ import torch
 
 from pipeline.data_types import DataRequest
 from pipeline.errors import UsageError, one_line
-from pipeline.stored_data import StoredData, TensorSplit
+from pipeline.stored_data import Moves, StoredData, TensorSplit, augmentation
 
 VAL_NAMES = ("val", "test")
 Array = npt.NDArray[np.generic]
@@ -29,8 +29,10 @@ def load_arrays(request: DataRequest) -> StoredData:
     """The data in the file `request.source`; UsageError for everything that is wrong with it."""
     path = Path(request.source)
     arrays, val_name = _read(path, request.val_only)
-    val = _split(arrays, val_name, request)
-    train = val if request.val_only else _split(arrays, "train", request)
+    augment = "none" if request.augment == "auto" else request.augment  # they may be no pictures
+    moves, in_words = augmentation(augment, "shift")
+    val = _split(arrays, val_name, request, moves)
+    train = val if request.val_only else _split(arrays, "train", request, moves)
     is_uint8 = train.images.dtype == torch.uint8
     if train.images.dtype != val.images.dtype:
         raise UsageError(
@@ -44,7 +46,6 @@ def load_arrays(request: DataRequest) -> StoredData:
             f"--data {path}: the model does not say how its inputs are normalised; state "
             "--mean and --std, for pixels scaled to 0..1"
         )
-    augmented = request.augment == "standard"
     mean, std = (request.mean, request.std) if normalise else (None, None)
     return StoredData(
         request=request,
@@ -54,12 +55,12 @@ def load_arrays(request: DataRequest) -> StoredData:
         class_names=None,
         mean=mean,
         std=std,
-        augmented=augmented,
+        augmented=augment != "none",
         preprocessing={
             "source": "arrays",
             "validation": val_name,
             "resize": "none",
-            "augmentation": "flip, shift by an eighth" if augmented else "none",
+            "augmentation": in_words,
             "scale": "pixels / 255" if is_uint8 else "as in the file",
             "normalised": "by mean and std" if normalise else "in the file",
             "mean": mean,
@@ -68,7 +69,7 @@ def load_arrays(request: DataRequest) -> StoredData:
     )
 
 
-def _split(arrays: dict[str, Array], name: str, request: DataRequest) -> TensorSplit:
+def _split(arrays: dict[str, Array], name: str, request: DataRequest, moves: Moves) -> TensorSplit:
     images = _images(arrays, f"x_{name}", request)
     labels = _labels(arrays, f"y_{name}", Path(request.source))
     if len(images) != len(labels) or len(images) == 0:
@@ -77,7 +78,7 @@ def _split(arrays: dict[str, Array], name: str, request: DataRequest) -> TensorS
             "labels; they must be equally many, and some"
         )
     height_width = request.input_size[1:]
-    return TensorSplit(images=images, labels=labels, height_width=height_width, shifted=True)
+    return TensorSplit(images=images, labels=labels, height_width=height_width, moves=moves)
 
 
 def _read(path: Path, val_only: bool) -> tuple[dict[str, Array], str]:

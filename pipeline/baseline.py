@@ -22,6 +22,7 @@ from pipeline.exporting import counted_shapes, export_baseline, exported_opset
 from pipeline.folded_norms import can_insert, insert_norms
 from pipeline.importers import LoadedModel, load_model
 from pipeline.importers.source import model_source
+from pipeline.recipes import RECIPES
 from pipeline.tasks import Judge, load_task
 
 _NORM_BATCHES = 16
@@ -203,6 +204,7 @@ def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> D
             batch_size=wanted.batch_size,
             workers=wanted.workers,
             augment=wanted.augment,
+            auto_augment=RECIPES[config.recovery.recipe].augment(config.recovery.epochs),
             seed=config.recovery.seed,
             any_targets=wanted.task is not None,
         )

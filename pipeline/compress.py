@@ -261,6 +261,7 @@ class Compressor:
             "optimizer": now.optimizer,
             "surgery": now.surgery,
             "curve": now.curve,
+            "timed": [] if self._goal.latency is None else self._goal.latency.attempts,
         }
         self._run.save_stage(_STAGE, payload)
 
@@ -280,6 +281,9 @@ class Compressor:
                 f"--resume: the stages in '{self._run.path}' were made by another version of this "
                 "tool or of the model's code: start anew with another --out"
             )
+        timed = saved.pop("timed", [])
+        if self._goal.latency is not None:
+            self._goal.latency.attempts[:] = timed
         alive: Mask = saved.pop("alive").numpy()
         model = gbn.prune(self._original, self.plan(alive))
         model.load_state_dict(saved.pop("state"))

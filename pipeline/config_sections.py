@@ -15,7 +15,7 @@ PROVIDERS = ("cpu", "cuda", "tensorrt", "openvino")
 PRECISIONS = ("fp32", "fp16", "int8")
 RECIPES = ("default", "gbn-2019")
 LOGGERS = ("tensorboard", "csv")
-AUGMENTATIONS = ("auto", "standard", "none")
+AUGMENTATIONS = ("auto", "standard", "flip", "none")
 MAX_EVAL_IMAGES = 512
 PLOT_SUFFIXES = (".svg", ".png", ".pdf")
 MIN_OPSET = 18
@@ -99,7 +99,7 @@ class DataConfig:
     workers: int = 0
     """Threads that decode images; 0 takes two."""
     augment: str = "auto"
-    """Of training images: "standard", "none", or "auto", which is standard for folders alone."""
+    """Of training images: "standard", "flip", "none", or "auto": by the recipe; arrays stay."""
     task: str | None = None
     """What returns loss and metric, FILE.py:FACTORY or package.module:FACTORY; None: classes."""
 

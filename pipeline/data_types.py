@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import torch
 
+from pipeline.config_sections import AUGMENTATIONS
 from pipeline.errors import UsageError
 
 Batch = tuple[torch.Tensor, Any]
-AUGMENTATIONS = ("auto", "standard", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,8 @@ class DataRequest:
     input_size: (C, H, W) of the network.
     mean, std: per channel, for pixels scaled to 0..1; the user's, else the model's, else None.
     workers: threads that decode images; 0 takes two.
-    augment: of the training images: "auto" is "standard" for folders and "none" for arrays.
+    augment: of the training images: "standard" mirrors and moves them, "flip" mirrors them alone,
+        "auto" is `auto_augment` for images in files and "none" for arrays.
     seed: of the order and the augmentation, together with the epoch.
     val_only: take the validation images for training as well, so that no others need be there.
     any_targets: loaders may give other targets than labels.
@@ -38,6 +39,7 @@ class DataRequest:
     batch_size: int = 128
     workers: int = 0
     augment: str = "auto"
+    auto_augment: str = "standard"
     seed: int = 0
     val_only: bool = False
     any_targets: bool = False

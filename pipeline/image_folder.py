@@ -33,7 +33,7 @@ from pipeline.image_decode import (
     part,
     to_tensor,
 )
-from pipeline.stored_data import StoredData, TensorSplit
+from pipeline.stored_data import Moves, StoredData, TensorSplit, augmentation
 
 VAL_FOLDERS = ("val", "valid", "validation", "test")
 MAX_CACHE_BYTES = 4_000_000_000
@@ -53,14 +53,14 @@ class Images:
 class FileSplit:
     """A split that is decoded as it is needed; a `Split`.
 
-    shifted: augment by shifts, the images having the input size, not by random parts.
+    moves: see `TensorSplit`.
     """
 
     paths: Sequence[ImageFile]
     labels: torch.Tensor
     input_size: tuple[int, int, int]
     threads: int
-    shifted: bool
+    moves: Moves
 
     def pixels(self, indices: torch.Tensor, rng: torch.Generator | None) -> torch.Tensor:
         """See `Split`."""
@@ -68,7 +68,7 @@ class FileSplit:
         wanted = self.input_size[1:]
         target = Target(inner=wanted, wanted=wanted)
         boxes: list[list[float] | None] = [None] * len(indices)
-        if rng is not None and not self.shifted:
+        if rng is not None and self.moves == "part":
             boxes = list(random_boxes(len(indices), rng).tolist())
 
         def decode(index: int, box: list[float] | None) -> Pixels:
@@ -80,7 +80,8 @@ class FileSplit:
             images = to_tensor(list(pool.map(decode, indices.tolist(), boxes)))
         if rng is None:
             return images
-        return shift(flip(images, rng), rng) if self.shifted else flip(images, rng)
+        mirrored = flip(images, rng)
+        return shift(mirrored, rng) if self.moves == "shift" else mirrored
 
 
 def load_image_folder(request: DataRequest) -> StoredData:
@@ -114,22 +115,23 @@ def stored_images(
     num_values = len(train.files) * inner[0] * inner[1] + len(val.files) * wanted[0] * wanted[1]
     cached = num_values * request.input_size[0] <= MAX_CACHE_BYTES
     load = _in_memory if cached else _on_disk
-    augmented = request.augment != "none"
+    augment = request.auto_augment if request.augment == "auto" else request.augment
+    moves, in_words = augmentation(augment, "shift" if exact else "part")
     resize = "none" if exact else f"to cover {covering(wanted)}, centre crop {wanted}, bilinear"
     return StoredData(
         request=request,
-        train=load(train, request, inner, exact),
-        val=load(val, request, wanted, exact),
+        train=load(train, request, inner, moves),
+        val=load(val, request, wanted, moves),
         num_classes=num_classes,
         class_names=train.class_names,
         mean=request.mean,
         std=request.std,
-        augmented=augmented,
+        augmented=augment != "none",
         preprocessing={
             **origin,
             "channels": MODES[request.input_size[0]],
             "resize": resize,
-            "augmentation": _augmentation(augmented, exact),
+            "augmentation": in_words,
             "decoded": "once, into memory" if cached else "as needed",
             "scale": "pixels / 255",
             "mean": request.mean,
@@ -152,24 +154,18 @@ def check_request(request: DataRequest) -> None:
         )
 
 
-def _augmentation(augmented: bool, exact: bool) -> str:
-    if not augmented:
-        return "none"
-    return "flip, shift by an eighth" if exact else "flip, resized random part"
-
-
 def _in_memory(
-    files: Images, request: DataRequest, inner: tuple[int, int], exact: bool
+    files: Images, request: DataRequest, inner: tuple[int, int], moves: Moves
 ) -> TensorSplit:
     channels, *_ = request.input_size
     wanted = request.input_size[1:]
     threads = request.workers or DEFAULT_THREADS
     images = decode_all(files.files, channels, Target(inner=inner, wanted=wanted), threads)
-    return TensorSplit(images=images, labels=files.labels, height_width=wanted, shifted=exact)
+    return TensorSplit(images=images, labels=files.labels, height_width=wanted, moves=moves)
 
 
 def _on_disk(
-    files: Images, request: DataRequest, _inner: tuple[int, int], exact: bool
+    files: Images, request: DataRequest, _inner: tuple[int, int], moves: Moves
 ) -> FileSplit:
     threads = request.workers or DEFAULT_THREADS
     image_sizes(files.files, threads, verify=True)
@@ -178,7 +174,7 @@ def _on_disk(
         labels=files.labels,
         input_size=request.input_size,
         threads=threads,
-        shifted=exact,
+        moves=moves,
     )
 
 

@@ -74,7 +74,9 @@ def made_images(training: Tensor, held_out: Tensor, batch_size: int, seed: int) 
 
     def split(images: Tensor) -> TensorSplit:
         labels = torch.zeros(len(images), dtype=torch.int64)
-        return TensorSplit(images=images, labels=labels, height_width=(height, width), shifted=True)
+        return TensorSplit(
+            images=images, labels=labels, height_width=(height, width), moves="shift"
+        )
 
     return MixedData(
         request=DataRequest(

@@ -8,7 +8,7 @@ epoch alone.
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,14 @@ import torch
 from pipeline.augment import centre_crop, flip, resized_crop, shift
 from pipeline.data_types import Batch, DataRequest, Loader
 from pipeline.errors import UsageError
+
+Moves = Literal["shift", "part", "none"]
+"""By an eighth of the size; to a random part, resized; or not at all."""
+_IN_WORDS: dict[Moves, str] = {
+    "none": "flip",
+    "shift": "flip, shift by an eighth",
+    "part": "flip, resized random part",
+}
 
 
 class Split(Protocol):
@@ -33,22 +41,24 @@ class Split(Protocol):
 class TensorSplit:
     """A split held in memory: uint8 or float32 (N, C, H', W'), H' and W' at least H and W.
 
-    shifted: augment by shifts, the images having the input size, not by random parts.
+    moves: how augmented images move besides being mirrored.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     height_width: tuple[int, int]
-    shifted: bool
+    moves: Moves
 
     def pixels(self, indices: torch.Tensor, rng: torch.Generator | None) -> torch.Tensor:
         """See `Split`."""
         chosen = self.images[indices]
+        if rng is not None and self.moves == "part":
+            return flip(resized_crop(chosen, self.height_width, rng), rng)
+        centred = centre_crop(chosen, self.height_width)
         if rng is None:
-            return centre_crop(chosen, self.height_width)
-        if self.shifted:
-            return shift(flip(chosen, rng), rng)
-        return flip(resized_crop(chosen, self.height_width, rng), rng)
+            return centred
+        mirrored = flip(centred, rng)
+        return shift(mirrored, rng) if self.moves == "shift" else mirrored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +177,12 @@ class StoredData:
             mean=self.mean,
             std=self.std,
         )
+
+
+def augmentation(augment: str, moves: Moves) -> tuple[Moves, str]:
+    """How images move under "standard", "flip" or "none", where they can by `moves`; in words."""
+    moves = moves if augment == "standard" else "none"
+    return moves, "none" if augment == "none" else _IN_WORDS[moves]
 
 
 def epoch_seeds(seed: int, epoch: int) -> tuple[int, int]:

@@ -108,6 +108,28 @@ def test_without_augmentation_every_training_image_comes_once(folder: Path) -> N
     assert order != list(range(10))
 
 
+def test_flip_mirrors_images_and_does_nothing_else(folder: Path) -> None:
+    data = load_data(request(folder, augment="flip"))
+    plain = gather(data.val_loader())[0]
+    images, _ = gather(data.train_loader(0))
+
+    def among(image: torch.Tensor) -> bool:
+        return any(torch.equal(image, other) for other in plain)
+
+    found = [(among(image), among(image.flip(-1))) for image in images]
+    assert all(as_is or mirrored for as_is, mirrored in found)
+    assert not all(as_is for as_is, _ in found)
+    assert data.preprocessing["augmentation"] == "flip"
+
+
+@pytest.mark.parametrize("auto", ["none", "flip", "standard"])
+def test_auto_augmentation_is_what_the_recipe_says(folder: Path, auto: str) -> None:
+    by_recipe = load_data(request(folder, auto_augment=auto))
+    stated = load_data(request(folder, augment=auto))
+    assert torch.equal(*(gather(data.train_loader(0))[0] for data in (by_recipe, stated)))
+    assert by_recipe.preprocessing == stated.preprocessing
+
+
 def test_shift_moves_each_image_by_at_most_an_eighth() -> None:
     pixels = torch.arange(1, 65, dtype=torch.uint8).view(1, 1, 8, 8).repeat(200, 1, 1, 1)
     moved = shift(pixels, torch.Generator().manual_seed(0))

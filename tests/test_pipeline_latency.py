@@ -218,6 +218,12 @@ def test_a_run_cuts_by_time_and_reports_what_each_layer_bought(model):
     assert {"0", "3", "6", "9", "14"} <= rows.keys()
     total = sum(row["ms_before"] for row in found["layers"]["rows"])
     assert total == pytest.approx(found["layers"]["nodes_ms"]["before"])
+    # cut off after the last cut: what was measured on the way to it is not forgotten
+    report_file = model.parent / "model-compressed" / "report.json"
+    report_file.unlink()
+    assert compress(model, "--target-latency", "0.6x", "--resume").exit_code in (0, 13)
+    again = json.loads(report_file.read_text())["latency"]["plan"]["attempts"]
+    assert again == found["plan"]["attempts"]
 
 
 def test_a_target_below_the_smallest_network_ends_with_code_2_and_writes_nothing(model):

@@ -177,6 +177,10 @@ def test_a_network_without_linear_layers_has_no_last_one() -> None:
 
 def test_every_recipe_of_the_command_line_is_there() -> None:
     assert tuple(RECIPES) == NAMES
+    # few passes: images as they are; the published recipe knows one way
+    augment = [RECIPES["default"].augment(epochs) for epochs in (1, 5, 30)]
+    assert augment == ["none", "flip", "standard"]
+    assert {RECIPES["gbn-2019"].augment(epochs) for epochs in (1, 5, 30)} == {"standard"}
 
 
 def test_the_published_recipe_goes_the_whole_way(tmp_path: Path) -> None:
@@ -224,7 +228,7 @@ def test_targets_that_cannot_be_split_are_refused_by_name() -> None:
 
 def test_a_stream_gives_the_same_images_as_they_are_or_augmented():
     images = torch.arange(16 * 64, dtype=torch.float32).view(16, 1, 8, 8)
-    split = TensorSplit(images=images, labels=torch.arange(16), height_width=(8, 8), shifted=True)
+    split = TensorSplit(images=images, labels=torch.arange(16), height_width=(8, 8), moves="shift")
     request = DataRequest(source="x", input_size=(1, 8, 8), batch_size=4)
     stored = StoredData(
         request=request, train=split, val=split, num_classes=16, class_names=None, mean=None,
