@@ -8,7 +8,7 @@ importing the package costs nothing.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from exporters.errors import ExportError, ProviderError
+from exporters.errors import ExportError, OpsetError, ProviderError
 
 if TYPE_CHECKING:
     from exporters.accuracy import Accuracy, mean_metric, top1
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         to_int8,
     )
     from exporters.providers import PROVIDERS
-    from exporters.session import Session, open_session, write_ort
+    from exporters.session import Session, newest_opset, open_session, write_ort
     from exporters.to_onnx import ExportRequest, OnnxFile, export_onnx
 
 __all__ = [
@@ -63,6 +63,7 @@ __all__ = [
     "LimitVerdict",
     "OnnxCost",
     "OnnxFile",
+    "OpsetError",
     "Parity",
     "ProviderError",
     "Session",
@@ -80,6 +81,7 @@ __all__ = [
     "load_onnx",
     "mean_metric",
     "measure_latency",
+    "newest_opset",
     "on_core",
     "onnx_size_bytes",
     "open_session",
@@ -116,7 +118,7 @@ _HOME = {
         *("to_fp16", "to_int8"),
     ),
     "providers": ("PROVIDERS",),
-    "session": ("Session", "open_session", "write_ort"),
+    "session": ("Session", "newest_opset", "open_session", "write_ort"),
     "to_onnx": ("ExportRequest", "OnnxFile", "export_onnx"),
 }
 

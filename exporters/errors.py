@@ -9,6 +9,14 @@ class ProviderError(ExportError):
     """The requested execution provider did not run the graph."""
 
 
+class OpsetError(ExportError):
+    """The exporter does not write this model in the opset asked, but in `possible`."""
+
+    def __init__(self, message: str, possible: int) -> None:
+        super().__init__(message)
+        self.possible = possible
+
+
 def one_line(error: BaseException | str, limit: int = 300) -> str:
     """The text of another library's error, fit for one of our messages."""
     text = " ".join(str(error).split())

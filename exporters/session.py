@@ -6,6 +6,7 @@ onnxruntime's own record. Refused: a provider that is missing or did not take th
 the CPU in its place), an unreadable file, inputs that do not fit.
 """
 
+import functools
 import os
 import warnings
 from collections import Counter
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
@@ -244,6 +246,26 @@ def open_session(
             ) from error
         raise ExportError(f"{source}: cannot be loaded ({one_line(error)})") from error
     return Session(session, provider, source)
+
+
+@functools.cache
+def newest_opset() -> int:
+    """The newest opset that the installed onnx can write and onnxruntime runs."""
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "tried", value[:1], value[1:])
+    newest = int(onnx.defs.onnx_opset_version())
+    while newest > 1:
+        opset = onnx.helper.make_opsetid("", newest)
+        # the oldest form of file there is: it is the opset alone that is tried
+        model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8)
+        try:
+            open_session(model.SerializeToString())
+        except ExportError:
+            newest -= 1
+        else:
+            break
+    return newest
 
 
 def write_ort(source: Path, target: Path) -> None:

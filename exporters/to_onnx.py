@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from exporters.capture import TORCH_ERRORS, capture, export_program, quiet
 from exporters.cleanup import clean
-from exporters.errors import ExportError, one_line
+from exporters.errors import ExportError, OpsetError, one_line
 from exporters.files import write_atomically
 from exporters.ports import cast_ports, name_sizes
+from exporters.session import newest_opset
 
 __all__ = ["MIN_OPSET", "ExportRequest", "OnnxFile", "export_onnx", "export_program"]
 
@@ -58,10 +59,11 @@ class ExportRequest:
     metadata: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        newest = onnx.defs.onnx_opset_version()
+        newest = MIN_OPSET if self.opset is None else newest_opset()
         if self.opset is not None and not MIN_OPSET <= self.opset <= newest:
             raise ExportError(
-                f"opset {self.opset} cannot be exported: choose {MIN_OPSET} to {newest}"
+                f"opset {self.opset} cannot be exported: choose {MIN_OPSET} to {newest}, the "
+                "newest that the installed onnx and onnxruntime know"
             )
         for kind, names in (("input", self.input_names), ("output", self.output_names)):
             if names is not None and (len(set(names)) != len(names) or "" in names):
@@ -118,6 +120,13 @@ def export_onnx(model: nn.Module, request: ExportRequest) -> OnnxFile:
     )
 
 
+def _cause(error: BaseException) -> str:
+    """The innermost of a chain of errors: torch's outer ones are the same text for all causes."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return one_line(error)
+
+
 def _translate(program: torch.export.ExportedProgram, request: ExportRequest) -> onnx.ModelProto:
     num_outputs = len(program.graph_signature.user_outputs)
     _require_count("input", request.input_names, len(request.example_inputs))
@@ -134,14 +143,15 @@ def _translate(program: torch.export.ExportedProgram, request: ExportRequest) ->
                 verbose=False,
             )
         except (torch.onnx.errors.OnnxExporterError, *TORCH_ERRORS) as error:
-            raise ExportError(f"torch.onnx cannot export the model: {one_line(error)}") from error
+            raise ExportError(f"torch.onnx cannot export the model: {_cause(error)}") from error
     if exported is None:
         raise ExportError("torch.onnx returned no model")
     proto = exported.model_proto
     if request.opset is not None and _opset(proto) != request.opset:
-        raise ExportError(
+        raise OpsetError(
             f"opset {request.opset} was asked, torch's exporter gives {_opset(proto)} for this "
-            f"model: ask for opset {_opset(proto)} or leave it out"
+            f"model: ask for opset {_opset(proto)} or leave it out",
+            possible=_opset(proto),
         )
     _require_names("input", request.input_names, [v.name for v in proto.graph.input])
     _require_names("output", outputs, [v.name for v in proto.graph.output])

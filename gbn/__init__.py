@@ -19,7 +19,8 @@ from gbn.errors import (
 from gbn.gates import Gates
 from gbn.groups import LEAST_WIDTH, ChannelGroups, Group
 from gbn.norms import settle_norms
-from gbn.plan import Limit, PlanSettings, choose, choose_in_time, choose_within, plan, smallest
+from gbn.plan import choose, choose_in_time, choose_within, plan, smallest
+from gbn.plan_search import Limit, PlanSettings
 from gbn.proof import Proof, gate_to_zero, prove
 from gbn.prune_plan import PrunePlan
 from gbn.refit import Refit, RefitSettings, refit

@@ -4,6 +4,7 @@ What enters: groups, the atoms that survive, records of the uncut run. What leav
 positions, and places such as `model.py:12` for reasons.
 """
 
+import linecache
 import os
 import traceback
 from pathlib import Path
@@ -21,8 +22,9 @@ from gbn.ids import Rows
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _HERE = f"{Path(__file__).parent}{os.sep}"
-_NOT_THE_USERS = (_TORCH, _HERE)
+_not_the_users = [_TORCH, _HERE]
 
+_UNKNOWN = "an unknown line"
 SLICE, ALIAS = "aten.slice.Tensor", "aten.alias.default"
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -84,19 +86,35 @@ class Expected:
         return tensor
 
 
+def not_the_users(folder: Path) -> None:
+    """Code in `folder` is a tool's: lines that call it are named in its place."""
+    _not_the_users.append(f"{folder}{os.sep}")
+
+
 def place_of(frame: FrameType | None) -> str:
-    """The innermost line on the stack that is neither torch's nor ours."""
+    """The innermost line on the stack that is neither torch's nor a tool's."""
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith(_NOT_THE_USERS):
-            return f"{Path(name).name}:{frame.f_lineno}"
+        if _is_the_users(frame.f_code.co_filename):
+            return _place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
-    return "an unknown line"
+    return _UNKNOWN
+
+
+def _is_the_users(name: str) -> bool:
+    return not name.startswith(tuple(_not_the_users))
+
+
+def _place(name: str, number: int) -> str:
+    """`model.py:12`; of code that was made at run time, as graphs are, what stands there."""
+    if not name.startswith("<"):
+        return f"{Path(name).name}:{number}"
+    code = linecache.getline(name, number).strip().partition(";")[0]
+    return f"`{code}`" if code else f"line {number} of generated code"
 
 
 def place_of_error(error: TraceError) -> str:
     """The innermost line of the user's that an error went through."""
     cause = error.__cause__
     frames = traceback.extract_tb(cause.__traceback__) if cause is not None else []
-    own = [f for f in frames if not f.filename.startswith(_NOT_THE_USERS)]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "an unknown line"
+    own = [f for f in frames if _is_the_users(f.filename)]
+    return _place(own[-1].filename, own[-1].lineno or 0) if own else _UNKNOWN

@@ -5,7 +5,7 @@ meets that op, and the reason, with the line of code.
 """
 
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ _WHOLE = {
     *("mean", "sum", "amax", "amin", "max", "min", "var_mean", "native_batch_norm", "cat"),
     *("mul", "add", "sub", "div"),
 }
+_MORE_OPS = 8
+"""Of a flat graph, frozen one by one before all of it is."""
 
 
 class OpRecord(NamedTuple):
@@ -63,9 +65,9 @@ def freeze_fault(
     groups: ChannelGroups,
     facts: Facts,
     records: list[OpRecord],
-    tried: Sequence[str],
+    tried: Mapping[str, int],
 ) -> str:
-    """Freeze what meets the faulty op; returns the reason. `tried`: reasons given before.
+    """Freeze what meets the faulty op; returns the reason. `tried`: how often each was before.
 
     Raises TraceError where nothing is left to freeze. All modules of the same class have the same
     code, so they are treated alike; in torch's own layers, which all kinds of code call, only the
@@ -77,7 +79,7 @@ def freeze_fault(
     own_code = not (record.is_leaf and record.site[0].__module__.startswith("torch."))
     alike = [r for r in records if own_code and r.site == record.site and r.op == record.op]
     told = {(size.module, size.old) for size in groups.sizes}
-    for suspects in _suspects(fault, alike or [record], facts, records, reason in tried, told):
+    for suspects in _suspects(fault, alike or [record], facts, records, tried.get(reason, 0), told):
         rows = [ids for ids in suspects if _removable(groups, ids)]
         for ids in rows:
             facts.space.freeze(ids, reason)
@@ -85,7 +87,7 @@ def freeze_fault(
             return reason
     raise TraceError(
         f"a cut changes what the network computes at {fault.place} ({record.op} in {where}), and "
-        "nothing that is left to freeze there helps. Freeze that part with --freeze"
+        "nothing that is left to freeze there helps. Freeze the layers there"
     )
 
 
@@ -110,7 +112,7 @@ def _suspects(
     alike: list[OpRecord],
     facts: Facts,
     records: list[OpRecord],
-    again: bool,
+    again: int,
     told: Container[tuple[str, int]],
 ) -> Iterator[list[Rows]]:
     """Ids that may be what the forward has a size of, the likeliest first.
@@ -118,8 +120,9 @@ def _suspects(
     What the op issued itself (what a pad adds, what a view splits into); where sizes are right and
     a number is not, widths that the module is told and that the number is made of (1 / sqrt of a
     size), then the last dimension, which it mostly is of; then what
-    enters and leaves the op, or what entered ops shortly before it; where that did not help, what
-    enters its module, and in the end all that was seen before.
+    enters and leaves the op, or what entered ops shortly before it; where that did not help
+    (`again`: how often), what enters its module, and in the end all that was seen before. The model
+    itself, which a flat graph is, is no module to freeze at once: some more ops before come first.
     """
     yield [_ids(block) for r in alike for block in _issued(r, facts, fault, told)]
     if fault.is_number and not again:
@@ -127,10 +130,10 @@ def _suspects(
         for back in (1, 2, 3):
             yield [ids for r in alike for ids in _dim_from_the_end(r, back)]
     yield [ids for r in alike for t in (*r.outputs, *r.inputs) for ids in t.values()]
-    if not again:
+    modules = {r.module for r in alike}
+    if again < (_MORE_OPS if modules == {""} else 1):
         for record in reversed(records[: fault.index]):
             yield [ids for t in record.inputs for ids in t.values()]
-    modules = {r.module for r in alike}
     yield [ids for r in records if r.module in modules for t in r.inputs for ids in t.values()]
     earlier = records[: fault.index + 1]
     yield [ids for r in earlier for t in r.outputs for ids in t.values()]

@@ -119,16 +119,18 @@ def _compare(model: nn.Module, plan: PrunePlan, small: nn.Module, example_inputs
         inputs = tree_map(lambda value, to=dtype: cast_floats(value, to), example_inputs)
         try:
             reference, choices = reference_outputs(
-                gate_to_zero(model, plan).to(dtype), plan, inputs
+                in_precision(gate_to_zero(model, plan), dtype), plan, inputs
             )
         except TraceError:
             if dtype is torch.float32:
                 raise
             continue  # a forward that insists on float32 cannot be run in float64
-        effect = _effect(copy.deepcopy(model).to(dtype), inputs, reference, replace(choices))
+        effect = _effect(
+            in_precision(copy.deepcopy(model), dtype), inputs, reference, replace(choices)
+        )
         try:
             with FollowChoices(choices):
-                result = outputs_of(copy.deepcopy(small).to(dtype), inputs)
+                result = outputs_of(in_precision(copy.deepcopy(small), dtype), inputs)
         except TraceError as error:
             raise ProofFailed(f"the pruned network does not run: {error}") from error
         return Proof(
@@ -199,10 +201,15 @@ def _removed(model: nn.Module, plan: PrunePlan) -> Iterator[tuple[Tensor, Tensor
 
 
 def cast_floats(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors in the given dtype; anything else as it is."""
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.to(dtype)
+    """Floating tensors in the given dtype, complex ones of two such; anything else as it is."""
+    if isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex()):
+        return value.to(dtype.to_complex() if value.is_complex() else dtype)
     return value
+
+
+def in_precision(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """`model`, cast in place; `Module.to` would take the imaginary parts from complex weights."""
+    return model._apply(lambda tensor: cast_floats(tensor, dtype))
 
 
 def outputs_of(model: nn.Module, inputs: Any) -> list[Tensor]:

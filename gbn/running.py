@@ -173,6 +173,11 @@ def _rms_norm(
 
 def refuse_untraceable(model: nn.Module) -> None:
     """Raise TraceError for what cannot be run and copied: TorchScript, lazy modules, no weights."""
+    if not isinstance(model, nn.Module):
+        raise TraceError(
+            f"the model is a {type(model).__name__}, no nn.Module: give the module whose weights "
+            "are to be pruned"
+        )
     for path, module in named_modules(model):
         if isinstance(module, torch.jit.ScriptModule):
             raise TraceError(

@@ -152,7 +152,7 @@ Trial = Callable[[ChannelGroups, Mask, list[OpRecord]], list[Fault]]
 
 def _after_trials(tracer: Tracer, model: nn.Module, trial: Trial) -> ChannelGroups:
     """The groups, less what cuts show to be baked into the forward."""
-    hard_coded: list[str] = []
+    hard_coded: Counter[str] = Counter()
     no_guess: set[str] = set()
     tied: set[tuple[str, str, int]] = set()
     groups = build_groups(tracer.facts, model, tracer.unknown)
@@ -177,8 +177,7 @@ def _after_trials(tracer: Tracer, model: nn.Module, trial: Trial) -> ChannelGrou
         if rounds > _MAX_ROUNDS:
             raise TraceError(
                 f"after {rounds} trials a cut still changes what the network computes; the "
-                f"last place was: {[*hard_coded, faults[0].place][-1]}. Freeze that part with "
-                "--freeze"
+                f"last place was: {faults[0].place}. Freeze the layers there"
             )
         for fault in faults:
             guessed = guesses_near(tracer.records[fault.index].module, groups)
@@ -188,7 +187,7 @@ def _after_trials(tracer: Tracer, model: nn.Module, trial: Trial) -> ChannelGrou
                 continue
             else:
                 reason = freeze_fault(fault, groups, tracer.facts, tracer.records, hard_coded)
-                hard_coded += [] if reason in hard_coded else [reason]
+                hard_coded[reason] += 1
         del groups  # before there are others, which are as large
         groups = build_groups(tracer.facts, model, tracer.unknown, tuple(hard_coded), no_guess)
     return groups

@@ -22,7 +22,7 @@ from gbn.errors import ProofFailed, TraceError
 from gbn.expected import ALIAS, SLICE, Expected, Shapes, place_of, place_of_error
 from gbn.faults import Fault, OpRecord
 from gbn.groups import ChannelGroups, Mask
-from gbn.proof import cast_floats, gate_to_zero, outputs_of, reference_outputs
+from gbn.proof import cast_floats, gate_to_zero, in_precision, outputs_of, reference_outputs
 from gbn.prune_plan import PrunePlan
 from gbn.rules import tensors_in
 from gbn.running import WatchEnded, run_model, tracing_mode
@@ -61,7 +61,7 @@ def find_fault(
             return Fault(watch.count, None, place_of_error(error))
     inputs = tree_map(lambda value: cast_floats(value, dtype), example_inputs)
     try:
-        gated = gated.to(dtype)
+        gated = in_precision(gated, dtype)
         reference, choices = reference_outputs(gated, plan, inputs)
     except TraceError:
         dtype, inputs = torch.float32, example_inputs
@@ -69,7 +69,7 @@ def find_fault(
         reference, choices = reference_outputs(gated, plan, inputs)
     try:
         with FollowChoices(choices):
-            result = outputs_of(small.to(dtype), inputs)
+            result = outputs_of(in_precision(small, dtype), inputs)
         off = max(distance(reference, result), choices.max_abs_diff)
     except (ProofFailed, TraceError):
         off = math.inf

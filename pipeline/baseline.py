@@ -18,8 +18,9 @@ from pipeline.config import RunConfig
 from pipeline.console import RunConsole
 from pipeline.data import Data, DataRequest, load_data
 from pipeline.errors import UsageError
-from pipeline.exporting import counted_shapes, export_baseline, exported_opset
+from pipeline.exporting import counted_shapes, export_baseline
 from pipeline.folded_norms import can_insert, insert_norms
+from pipeline.given_onnx import beside_given
 from pipeline.importers import LoadedModel, load_model
 from pipeline.importers.source import model_source
 from pipeline.recipes import RECIPES
@@ -54,12 +55,6 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
     console.say(loaded.description)
     for warning in loaded.warnings:
         console.warn(warning)
-    if loaded.interface is not None and config.deploy.opset is None:
-        own, written = loaded.interface.opset, exported_opset(loaded)
-        if own != written:
-            note = f"the file is of opset {own}, which cannot be written: exported as {written}"
-            console.warn(note)
-            loaded = replace(loaded, warnings=(*loaded.warnings, note))
     _require_finite(loaded)
     _all_learn(loaded, console)
     console.say(f"input size: {','.join(str(n) for n in loaded.input_size)}")
@@ -73,6 +68,8 @@ def measure_baseline(config: RunConfig, console: RunConsole, scratch: Path) -> B
         cost = replace(cost, size_bytes=exporters.onnx_size_bytes(path))
     session = exporters.open_session(path, config.deploy.provider)
     _require_samples(session, loaded, config.model.path)
+    if loaded.interface is not None:
+        loaded, cost = beside_given(config.model.path, loaded, path, cost, console)
     groups = _traced(config, loaded)
     _say_frozen(groups, console)
     # What costs more comes after what may still be refused at once.
@@ -172,7 +169,8 @@ def _require_samples(session: Session, loaded: LoadedModel, path: Path) -> None:
 
 def _say_frozen(groups: gbn.ChannelGroups, console: RunConsole) -> None:
     for op, modules in groups.unknown_ops.items():
-        console.warn(f"no rule for {op}: channels that enter it stay (in {', '.join(modules)})")
+        named = ", ".join(module or "the model itself" for module in modules)
+        console.warn(f"no rule for {op}: channels that enter it stay (in {named})")
     for place in groups.hard_coded:
         console.detail(f"frozen there: {place}")
 
@@ -209,6 +207,11 @@ def _load_data(config: RunConfig, loaded: LoadedModel, console: RunConsole) -> D
             any_targets=wanted.task is not None,
         )
     )
+    if (wanted.mean or wanted.std) and data.mean is None:
+        raise UsageError(
+            f"--mean and --std have no effect on {wanted.source}, whose images are taken as they "
+            "are: leave them out, or give images as uint8"
+        )
     if loaded.num_outputs is None and wanted.task is None:
         raise UsageError(
             "the model's output is not (N, classes): give its loss and metric by --task, or leave "

@@ -34,6 +34,7 @@ from pipeline.config_file import (
     inspect_request,
     read_config_file,
 )
+from pipeline.config_sections import require_data_there
 
 EXAMPLE = """\
 Example:
@@ -244,6 +245,7 @@ def prune(state: RunState, /, **options: Any) -> int:
     state.verbose = bool(options["verbose"])
     config = build_config({name: value for name, value in options.items() if value != ()})
     state.out = config.out
+    require_data_there(config.data.source)
 
     from pipeline.console import RunConsole
     from pipeline.report import summary_table

@@ -19,15 +19,27 @@ AUGMENTATIONS = ("auto", "standard", "flip", "none")
 MAX_EVAL_IMAGES = 512
 PLOT_SUFFIXES = (".svg", ".png", ".pdf")
 MIN_OPSET = 18
-MAX_OPSET = 23
-"""The newest that torch's exporter writes."""
 DEFAULT_OPSET = 20
+NO_SUCH_DATA = (
+    "--data {}: no such folder or file; give a folder with train/ and val/, a .npz file, tar "
+    "shards, or package.module:FACTORY"
+)
 
 
 def require(holds: bool, message: str) -> None:
     """Raise UsageError with this message unless it holds."""
     if not holds:
         raise UsageError(message)
+
+
+def require_data_there(source: str | None) -> None:
+    """Raise UsageError for a mistyped folder or file, before anything heavy is imported.
+
+    What may be a factory or a pattern is looked up later.
+    """
+    named = source or ""
+    there = ":" in named or named.endswith(".tar") or Path(named).exists()
+    require(there, NO_SUCH_DATA.format(named))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +59,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(not self.path.is_dir(), f"MODEL: '{self.path}' is a directory, not a model file")
         require(self.path.exists(), f"MODEL: '{self.path}' does not exist")
+        require(
+            self.path.is_file(),
+            f"MODEL: '{self.path}' is a pipe or device: write it to a file first",
+        )
         if self.arch is not None:
             source, colon, name = self.arch.rpartition(":")
             require(

@@ -8,6 +8,7 @@ these refuse.
 from pathlib import Path
 
 from pipeline.arrays import load_arrays
+from pipeline.config_sections import NO_SUCH_DATA
 from pipeline.data_types import Batch, Data, DataRequest, Loader
 from pipeline.errors import UsageError
 from pipeline.factory_data import load_factory
@@ -31,7 +32,4 @@ def load_data(request: DataRequest) -> Data:
         return load_arrays(request)
     if ":" in request.source:
         return load_factory(request)
-    raise UsageError(
-        f"--data {request.source}: no such folder or file; give a folder with train/ and val/, a "
-        ".npz file, tar shards, or package.module:FACTORY"
-    )
+    raise UsageError(NO_SUCH_DATA.format(request.source))

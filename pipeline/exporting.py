@@ -7,12 +7,13 @@ Refused: what the exporter refuses. A free height or width that it cannot keep i
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import exporters
-from pipeline.config import DEFAULT_OPSET, MAX_OPSET, MIN_OPSET, RunConfig
+from pipeline.config import DEFAULT_OPSET, MIN_OPSET, RunConfig
 from pipeline.console import RunConsole
 from pipeline.errors import one_line
 from pipeline.importers import LoadedModel
@@ -25,7 +26,7 @@ def export_request(
 ) -> exporters.ExportRequest:
     """How both files are exported, so that they differ in nothing but the cut."""
     interface = loaded.interface
-    opset = config.deploy.opset or exported_opset(loaded)
+    opset = config.deploy.opset or (interface.opset if interface else DEFAULT_OPSET)
     if interface is None:
         return exporters.ExportRequest(
             example_inputs=(torch.zeros(2, *loaded.input_size),),
@@ -53,13 +54,6 @@ def _dtype(port: Port) -> str:
     return str(port.dtype).removeprefix("torch.")
 
 
-def exported_opset(loaded: LoadedModel) -> int:
-    """That of a model given as ONNX, or the nearest that can be written; else the default."""
-    if loaded.interface is None:
-        return DEFAULT_OPSET
-    return min(max(loaded.interface.opset, MIN_OPSET), MAX_OPSET)
-
-
 def counted_shapes(loaded: LoadedModel) -> dict[str, tuple[int, ...]]:
     """The sizes at which a file of this model is counted where it leaves more open than the batch.
 
@@ -82,14 +76,19 @@ def at_other_sizes(loaded: LoadedModel, images: Tensor) -> Tensor | None:
 def export_baseline(
     config: RunConfig, loaded: LoadedModel, path: Path, console: RunConsole
 ) -> LoadedModel:
-    """Write the model as given to `path`; the model, with sizes that cannot stay free now fixed.
+    """Write the model as given to `path`; the model, with what could not be kept of its interface.
 
+    Sizes that cannot stay free are now fixed, an opset that cannot be written is now another.
     Raises ExportError.
     """
+    if loaded.interface is not None and config.deploy.opset is None:
+        own = loaded.interface.opset
+        nearest = min(max(own, MIN_OPSET), exporters.newest_opset())
+        loaded = loaded if nearest == own else _at_opset(loaded, nearest, console)
     interface = loaded.interface
     if interface is not None and interface.open_sizes:
         try:
-            exporters.export_onnx(loaded.module, export_request(config, loaded, path, {}))
+            loaded = _written(config, loaded, path, console)
             reason = _differs_elsewhere(config, loaded, path)
         except exporters.ExportError as error:
             reason = one_line(error)
@@ -98,10 +97,36 @@ def export_baseline(
         names = ", ".join(interface.open_sizes.values())
         note = f"{names}: cannot stay free, exported as in the input size ({reason})"
         console.warn(note)
-        fixed = replace(interface, open_sizes={})
-        loaded = replace(loaded, interface=fixed, warnings=(*loaded.warnings, note))
-    exporters.export_onnx(loaded.module, export_request(config, loaded, path, {}))
+        loaded = _with_interface(loaded, note, open_sizes={})
+    return _written(config, loaded, path, console)
+
+
+def _written(
+    config: RunConfig, loaded: LoadedModel, path: Path, console: RunConsole
+) -> LoadedModel:
+    """Export; where the file's own opset cannot be had, in the one that the exporter gives."""
+    try:
+        exporters.export_onnx(loaded.module, export_request(config, loaded, path, {}))
+    except exporters.OpsetError as error:
+        if loaded.interface is None or config.deploy.opset is not None:
+            raise
+        loaded = _at_opset(loaded, error.possible, console)
+        exporters.export_onnx(loaded.module, export_request(config, loaded, path, {}))
     return loaded
+
+
+def _at_opset(loaded: LoadedModel, opset: int, console: RunConsole) -> LoadedModel:
+    assert loaded.interface is not None, "only a file has an opset of its own"
+    own = loaded.interface.opset
+    note = f"the file is of opset {own}, which cannot be written: exported as {opset}"
+    console.warn(note)
+    return _with_interface(loaded, note, opset=opset)
+
+
+def _with_interface(loaded: LoadedModel, note: str, **changed: Any) -> LoadedModel:
+    assert loaded.interface is not None, "only a file has an interface"
+    interface = replace(loaded.interface, **changed)
+    return replace(loaded, interface=interface, warnings=(*loaded.warnings, note))
 
 
 def _differs_elsewhere(config: RunConfig, loaded: LoadedModel, path: Path) -> str | None:

@@ -4,12 +4,14 @@ Enters: the run's settings and the measured baseline. Leaves: the `Goal` of the 
 target that no cut can reach.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 import gbn
 from exporters.width_steps import fast_step
+from gbn.rules.base import OVER_CHANNELS
 from gbn.ticktock import Phase
 from pipeline.baseline import Baseline
 from pipeline.config import RunConfig
@@ -81,8 +83,8 @@ def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal
         if least > (asked[name] or 0):
             raise UsageError(
                 f"the target of {wanted.fraction(exported):.1%} of the {unit} cannot be reached: "
-                f"the smallest reachable is {least / whole:.1%}; frozen groups keep all "
-                f"({sum(g.frozen for g in groups.groups)} of {len(groups.groups)} are frozen)"
+                f"the smallest reachable is {least / whole:.1%}; "
+                + _what_holds(groups, model, settings)
             )
     console.detail(
         "FLOPs are multiply-accumulates of convolutions, linear layers and matrix products on the "
@@ -95,6 +97,24 @@ def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal
         latency=_latency_goal(config, baseline, settings, step, console),
         recipe=RECIPES[config.recovery.recipe],
     )
+
+
+def _what_holds(groups: gbn.ChannelGroups, cost: gbn.CostModel, settings: gbn.PlanSettings) -> str:
+    """What keeps the cost from falling further, and what could be done about it."""
+    free = replace(settings, multiple=1, fastest=1, min_channels=1)
+    frozen = [group for group in groups.groups if group.frozen]
+    reasons = Counter(group.reason or "of unknown width" for group in frozen)
+    told = [
+        f"{len(frozen)} of {len(groups.groups)} groups are frozen ("
+        + "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(2))
+        + ("; …" if len(reasons) > 2 else "")
+        + ")"
+    ]
+    if gbn.smallest(groups, cost, free) < gbn.smallest(groups, cost, settings):
+        told.append("a smaller --channel-multiple or --min-channels allows less")
+    if any(OVER_CHANNELS in reason for reason in reasons):
+        told.append("--prune-norms lets norms over channels lose some")
+    return "; ".join(told)
 
 
 def _plan_settings(config: RunConfig, baseline: Baseline) -> tuple[gbn.PlanSettings, int]:

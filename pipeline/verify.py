@@ -102,13 +102,16 @@ def require_better_than_chance(found: exporters.Accuracy, data: Data, num_output
     if found.value <= bound:
         raise UsageError(
             f"the given model is right on {found.value:.1%} of {found.samples} validation images, "
-            f"which is chance level for {classes} classes: check --mean/--std (now "
-            f"{_numbers(data.mean)} / {_numbers(data.std)}), the order of the classes and --arch"
+            f"which is chance level for {classes} classes: check {_normalised(data)}, the order of "
+            "the classes and --arch"
         )
 
 
-def _numbers(values: tuple[float, ...] | None) -> str:
-    return ",".join(f"{v:g}" for v in values) if values else "none"
+def _normalised(data: Data) -> str:
+    if data.mean is None or data.std is None:
+        return "how the images are normalised in the data (it is taken as it is)"
+    mean, std = (",".join(f"{v:g}" for v in values) for values in (data.mean, data.std))
+    return f"--mean/--std (now {mean} / {std})"
 
 
 def accuracies(before: exporters.Accuracy, after: exporters.Accuracy, task: Task) -> Accuracy:

@@ -74,5 +74,5 @@ def write_nodes(path: Path, nodes: list[Any], dims: list[int | str], outputs: li
     ]
     graph = onnx.helper.make_graph(nodes, "g", ports[:1], ports[1:], constants)
     opset = [onnx.helper.make_opsetid("", 18)]
-    onnx.save(onnx.helper.make_model(graph, opset_imports=opset), path)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=10), path)
     return path

@@ -17,8 +17,8 @@ GBN_ORDER = [
     "sizes", "grouping", "one_precision", "running", "prune_plan", "norms", "readers", "streams",
     "layer_samples", "refit", "aliases",
     "surgery", "survivors", "distance", "choices", "proof", "cost", "scores", "gates",
-    "ticktock", "plan", "captured", "cuts", "faults", "expected", "shapes_only", "size_reads",
-    "shape_trial", "trial", "tracer", "training_path", "trace",
+    "ticktock", "plan_search", "plan", "captured", "cuts", "faults", "expected", "shapes_only",
+    "size_reads", "shape_trial", "trial", "tracer", "training_path", "trace",
 ]  # fmt: skip
 ARCHITECTURES = re.compile(
     r"resn[e]t|resnext|mobilen|vgg|densenet|efficientnet|shufflenet|squeezenet|inception|"

@@ -394,3 +394,23 @@ def test_with_two_limits_what_went_for_the_first_may_come_back_too(net):
         more = alive.copy()
         more[atom] = True
         assert any(cost.total(more) > limit for cost, limit in limits)
+
+
+@pytest.mark.parametrize(
+    ("flops", "error", "message"),
+    [
+        ("0.6", TypeError, "a target of '0.6' MACs is no number"),
+        (True, TypeError, "is no number"),
+        (2.0, ValueError, "give one up to 1, or an int"),
+    ],
+)
+def test_targets_of_another_kind_are_refused(flops, error, message):
+    groups = gbn.trace(Net(), X)
+    with pytest.raises(error, match=message):
+        gbn.plan(groups, gbn.magnitude_scores(Net(), groups), flops=flops)
+
+
+def test_scores_of_another_kind_are_refused():
+    groups = gbn.trace(Net(), X)
+    with pytest.raises(TypeError, match=r"scores are a dict: give gbn\.Scores"):
+        gbn.plan(groups, {"one": 1.0}, flops=0.5)

@@ -242,3 +242,24 @@ def test_a_plan_whose_statistics_are_out_of_range_is_damaged(made):
     ]
     with pytest.raises(gbn.PlanMismatch, match=r"statistics of aten.mean.dim number 0"):
         gbn.PrunePlan.from_dict(data)
+
+
+def test_complex_weights_are_compared_with_both_parts(prune_and_prove):
+    class Rotated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+            self.turn = nn.Parameter(torch.randn(4, 4, dtype=torch.complex64))
+
+        def forward(self, x):
+            return (self.net(x).mean((2, 3)).to(self.turn.dtype) @ self.turn).abs()
+
+    done = prune_and_prove(Rotated(), X)
+    assert done.proof.dtype == "float64"
+    done.small.turn.data.imag.mul_(2)
+    assert not gbn.prove(done.model, done.plan, done.small, X).ok
+
+
+def test_a_function_is_no_model():
+    with pytest.raises(gbn.TraceError, match=r"is a function, no nn\.Module"):
+        gbn.trace(lambda x: x, X)

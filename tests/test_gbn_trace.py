@@ -384,3 +384,31 @@ def test_sizes_in_a_named_tuple_follow():
     groups = gbn.trace(model, torch.randn(1, 3, 8, 8))
     plan = gbn.plan(groups, gbn.magnitude_scores(model, groups), flops=0.7)
     assert isinstance(gbn.prune(model, plan).sizes, Sizes)
+
+
+class Wide(nn.Module):
+    """Tokens whose width a view is told, and a layer beside it that knows nothing of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Linear(12, 16), nn.LayerNorm(16)
+        self.three, self.back = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down, self.head = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.norm(self.embed(x))
+        q, k, v = self.three(x).view(-1, 5, 3, x.size(2)).unbind(2)
+        x = x + self.back(q * k.sigmoid() + v)
+        return self.head((x + self.down(self.up(x).relu())).mean(1))
+
+
+def test_a_size_baked_into_a_flat_graph_freezes_what_meets_it_alone(prune_and_prove):
+    """Layers of a graph have no modules of their own: one view must not freeze the whole model."""
+    flat = torch.fx.symbolic_trace(Wide().eval())
+    image = torch.randn(2, 5, 12)
+    groups = gbn.trace(flat, image, prune_norms=True)
+    frozen = {group.name: group.frozen for group in groups.groups}
+    assert frozen == {"embed": True, "three": True, "up": False, "head": True}
+    (place,) = groups.hard_coded
+    assert "`view = three.view(-1, 5, 3, size)`" in place
+    prune_and_prove(flat, image, flops=0.8)

@@ -113,7 +113,7 @@ def test_prune_is_the_default_command(stub: Stub, model: str, args: tuple[str, .
 
 
 def test_every_option_reaches_the_config(stub: Stub, model: str) -> None:
-    args = "--target-flops 0.6 --target-params 25M --max-accuracy-drop 0.5 --data d --mean 0,0,0 "
+    args = "--target-flops 0.6 --target-params 25M --max-accuracy-drop 0.5 --data d:d --mean 0,0,0 "
     args += (
         "--std 1,1,1 --batch-size 4 --workers 0 --augment none --epochs 3 --lr 0.1 --no-distill "
     )
@@ -125,7 +125,7 @@ def test_every_option_reaches_the_config(stub: Stub, model: str) -> None:
     assert config.target.params is not None
     assert config.target.params.count == 25_000_000
     assert config.target.max_accuracy_drop == 0.5
-    assert (config.data.source, config.data.batch_size, config.data.workers) == ("d", 4, 0)
+    assert (config.data.source, config.data.batch_size, config.data.workers) == ("d:d", 4, 0)
     assert (config.data.task, config.recovery.recipe) == ("t.py:make", "gbn-2019")
     assert (config.data.mean, config.data.std, config.data.augment) == (
         (0, 0, 0),
@@ -146,7 +146,7 @@ def test_every_option_reaches_the_config(stub: Stub, model: str) -> None:
 
 def test_a_file_gives_options_and_the_command_line_wins(stub: Stub, model: str) -> None:
     Path("run.toml").write_text(
-        f'model = "{model}"\ntarget-flops = 0.6\nseed = 3\nopset = 21\ndata = "d"\n'
+        f'model = "{model}"\ntarget-flops = 0.6\nseed = 3\nopset = 21\ndata = "d:d"\n'
         'freeze = ["a", "b"]\nmean = [0.5, 0.5]\nstd = [1, 1]\nno_distill = true\n'
     )
     result = _run("--config", "run.toml", "--seed", "5")
@@ -181,6 +181,10 @@ def test_the_file_knows_the_same_options_as_the_command_line() -> None:
         (("--target-flops", "0.6"), "no model"),
         (("model.pt",), "no target"),
         (("--target-flops", "0.6", "none.pt"), "MODEL: 'none.pt' does not exist"),
+        (
+            ("--target-flops", "0.6", "--data", "phtos", "model.pt"),
+            "--data phtos: no such folder or file",
+        ),
         (("--target-flops", "0.6", "model.pt", "more.pt"), "unexpected extra argument"),
         (("--target-flops", "0.6", "--epochs", "x", "model.pt"), "--epochs"),
         (("--target-flops", "0.6", "--provider", "tpu", "model.pt"), "'tpu' is not one of"),

@@ -1,5 +1,6 @@
 """Data from .npz files and from the user's loaders: what is taken as it is, what is refused."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.config import ModelConfig
 from pipeline.data import Batch, Data, DataRequest, load_data
 from pipeline.errors import UsageError
+from pipeline.importers.detect import detect_kind
 
 MEAN, STD = (0.5, 0.25, 0.0), (0.5, 0.25, 1.0)
 
@@ -169,3 +172,14 @@ def test_unusable_factories_are_refused(factory: Path, name: str, message: str) 
 def test_uint8_arrays_without_normalisation_ask_for_it(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="state --mean and --std"):
         load_npz(tmp_path, arrays(), mean=None, std=None)
+
+
+def test_a_pipe_is_no_model_and_no_data(tmp_path: Path) -> None:
+    pipe = tmp_path / "model.onnx"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="is a pipe or device: write it to a file first"):
+        ModelConfig(path=pipe)
+    with pytest.raises(UsageError, match="is no regular file but a pipe or device"):
+        detect_kind(pipe)
+    with pytest.raises(UsageError, match="no such f"):
+        load_data(DataRequest(source=str(pipe), input_size=(3, 8, 8)))

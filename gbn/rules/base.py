@@ -25,6 +25,8 @@ from gbn.ids import FIXED, IdSpace, Rows
 Raw = frozenset[int]  # starts of the blocks of parameters that could be gated
 Dead = float | Raw | None
 _NESTS = (tuple, list, dict)
+OVER_CHANNELS = "statistics are taken over channels"
+"""Why groups are frozen that `prune_norms` would free."""
 NOT_FINITE = float("nan")  # the dead value of 0 / 0: no gate behind it makes that zero
 
 
@@ -186,7 +188,7 @@ class OpCall:
         if not rows:
             return False
         if not self.facts.prune_norms:
-            self.freeze(info, rows, "statistics are taken over channels")
+            self.freeze(info, rows, OVER_CHANNELS)
             return False
         number = self.facts.num_calls[self.name]
         self.facts.statistics.append(StatisticsRecord(self.name, number, rows))

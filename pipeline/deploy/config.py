@@ -28,6 +28,7 @@ def _require(holds: bool, message: str) -> None:
 def _require_file(path: Path, what: str) -> None:
     _require(not path.is_dir(), f"{what}: '{path}' is a directory, not an ONNX file")
     _require(path.exists(), f"{what}: '{path}' does not exist")
+    _require(path.is_file(), f"{what}: '{path}' is a pipe or device: write it to a file first")
 
 
 @dataclass(frozen=True, kw_only=True)

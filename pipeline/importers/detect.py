@@ -34,6 +34,10 @@ def detect_kind(path: Path) -> FileKind:
     """The kind of the file at `path`; UsageError where it is none."""
     if path.is_dir():
         raise UsageError(f"{path}: is a directory; name the model file in it: {ACCEPTED}")
+    if path.exists() and not path.is_file():
+        raise UsageError(
+            f"{path}: is no regular file but a pipe or device; copy it to a file first"
+        )
     try:
         size_bytes = path.stat().st_size
         with path.open("rb") as file:

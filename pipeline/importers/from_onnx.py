@@ -112,6 +112,12 @@ def _for_main_job(
             f"{path}: input {first.name!r} is of type {kind}: float32, float16 and float64 are "
             f"supported; {fix}"
         )
+    handed_on = _handed_on(imported)
+    if handed_on:
+        raise UsageError(
+            f"{path}: output {', '.join(handed_on)} is the input as it is: export the network "
+            "without it"
+        )
     if interface.in_half:
         notes.append(
             "its weights are in half precision: float32 while it is cut and trained, float16 again "
@@ -124,6 +130,8 @@ def _for_main_job(
             "computes in float32"
         )
     batch = interface.fixed_batch
+    if batch == 0:
+        raise UsageError(f"{path}: its batch is fixed to 0: export it with a free batch, or of 1")
     if batch is not None:
         sizes = source.input_size or interface.image_size or ()
         if not samples_are_independent(imported.module, sizes, batch):
@@ -136,3 +144,14 @@ def _for_main_job(
         names = ", ".join(interface.open_sizes.values())
         notes.append(f"{names} of {first.name!r} stay free; costs are those of the input size")
     return imported.module, interface, notes
+
+
+def _handed_on(imported: ImportedOnnx) -> list[str]:
+    """Outputs that nothing computes; the exporter does not keep their names apart."""
+    results = imported.module.graph.output_node().args[0]
+    listed = results if isinstance(results, tuple) else (results,)
+    return [
+        repr(port.name)
+        for port, node in zip(imported.interface.outputs, listed, strict=True)
+        if isinstance(node, fx.Node) and node.op == "placeholder"
+    ]

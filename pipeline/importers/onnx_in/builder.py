@@ -47,6 +47,8 @@ class Builder:
         self.opset = source.opset
         self.folder = source.folder
         self.notes: list[str] = []
+        self.decisions: list[tuple[str, Any]] = []
+        """What was taken from sizes of the run, and at which nodes."""
         self._source = source
         self._emit = Emitter()
         self._steps = 0

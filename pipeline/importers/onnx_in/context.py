@@ -204,7 +204,11 @@ class Op:
 
     def decided(self, number: Number) -> Any:
         """A number needed now: a known one, or one on which all trial sizes agree, else None."""
-        return agreed(number) if isinstance(number, fx.Node) else number
+        if not isinstance(number, fx.Node):
+            return number
+        found = agreed(number)
+        self.builder.decisions.append((label(self.node), found))
+        return found
 
     # --- emitting
 

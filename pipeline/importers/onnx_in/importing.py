@@ -12,12 +12,20 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from pipeline.importers.onnx_in.builder import Builder
-from pipeline.importers.onnx_in.errors import FOREIGN, UsageError, one_line
-from pipeline.importers.onnx_in.interface import Interface, read_interface, trial_inputs
+from pipeline.importers.onnx_in.errors import FOREIGN, NodeError, UsageError, one_line
+from pipeline.importers.onnx_in.interface import (
+    OTHER_BATCHES,
+    TRIAL_BATCHES,
+    Interface,
+    read_interface,
+    trial_inputs,
+)
 from pipeline.importers.onnx_in.read import OnnxSource, read_onnx, read_proto
+
+_FIX_THE_BATCH = "export it with a fixed batch, or without what depends on it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +96,10 @@ def _built(
         with _enough_recursion():
             builder = Builder(source, narrow_doubles=doubles)
             module = builder.build(probes, fixed=True)
+            if builder.decisions:
+                others = trial_inputs(interface, input_size, open_sizes, OTHER_BATCHES)
+                again = Builder(source, narrow_doubles=doubles)
+                _require_alike(builder, again, others)
     except UsageError:
         raise
     except FOREIGN as error:
@@ -97,6 +109,18 @@ def _built(
         interface=replace(interface, open_sizes=open_sizes),
         notes=(*notes, *builder.notes),
     )
+
+
+def _require_alike(builder: Builder, again: Builder, probes: dict[str, tuple[Tensor, ...]]) -> None:
+    """Build once more with `again` at other batch sizes: it must decide as `builder` did."""
+    try:
+        again.build(probes, fixed=True)
+    except NodeError as error:
+        tried = ", ".join(str(batch) for batch in (*TRIAL_BATCHES, *OTHER_BATCHES))
+        raise NodeError(f"{error} (tried at batches of {tried}); {_FIX_THE_BATCH}") from error
+    for (where, found), (_, elsewhere) in zip(builder.decisions, again.decisions, strict=False):
+        if found != elsewhere:
+            raise NodeError(f"{where}: is decided by the batch size; {_FIX_THE_BATCH}")
 
 
 @contextmanager

@@ -21,6 +21,9 @@ from pipeline.importers.onnx_in.tensors import TORCH_DTYPES, torch_dtype
 
 Dims = tuple[int | str | None, ...]
 TRIAL_BATCHES = (2, 3)
+OTHER_BATCHES = (1, 61)
+"""At which whatever was decided by sizes must come out alike: one image, or many, may be a case of
+their own."""
 SIZE_STEP = 64
 """Most networks halve their sizes five times; the larger trial must stay divisible as the other."""
 _MAX_SIZE = 2**24
@@ -134,12 +137,16 @@ def _port(value: onnx.ValueInfoProto, kind: str) -> Port:
 
 
 def trial_inputs(
-    interface: Interface, input_size: tuple[int, ...] | None, open_sizes: dict[int, str]
+    interface: Interface,
+    input_size: tuple[int, ...] | None,
+    open_sizes: dict[int, str],
+    batches: tuple[int, int] = TRIAL_BATCHES,
 ) -> dict[str, tuple[Tensor, ...]]:
     """Inputs without values, for each trial batch; one alone where no input leaves any size free.
 
     `input_size`: the first input's sizes without the batch. `open_sizes`: dimensions of the first
-    input that differ between the trials as well, so that nothing is taken from them.
+    input that differ between the trials as well, so that nothing is taken from them. `batches`: the
+    trial sizes of a free batch.
     """
     sizes = {port.name: _sizes(port, input_size if i == 0 else None)
              for i, port in enumerate(interface.inputs)}  # fmt: skip
@@ -148,7 +155,7 @@ def trial_inputs(
     for port in interface.inputs:
         shapes = [
             [batch if size is None else size for size in sizes[port.name]]
-            for batch in (TRIAL_BATCHES if free else TRIAL_BATCHES[:1])
+            for batch in (batches if free else batches[:1])
         ]
         if port is interface.inputs[0] and open_sizes:
             shapes[1] = larger(shapes[1], open_sizes)

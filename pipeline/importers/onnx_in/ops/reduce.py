@@ -202,6 +202,9 @@ def top_k(op: Op) -> Result:
 
 
 def first_k(x: Tensor, k: Any, axis: int, largest: bool) -> tuple[Tensor, Tensor]:
-    """The k extremes in order; of equal ones the first, which torch.topk does not promise."""
-    values, places = torch.sort(x, dim=axis, descending=largest, stable=True)
+    """The k extremes in order; of equal ones the first, which torch.topk does not give.
+
+    torch sorts stably on the CPU, asked or not; asked, its exporter has no translation.
+    """
+    values, places = torch.sort(x, dim=axis, descending=largest)
     return values.narrow(axis, 0, k), places.narrow(axis, 0, k)

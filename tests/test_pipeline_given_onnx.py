@@ -1,0 +1,231 @@
+"""The user's ONNX file beside what was read of it: sizes, differences, what is refused at once."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import exporters
+from pipeline.cli import main
+from pipeline.console import RunConsole
+from pipeline.errors import UsageError
+from pipeline.given_onnx import beside_given
+from pipeline.importers import LoadedModel, ModelSource, load_model
+from pipeline.importers.onnx_in import import_onnx
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from onnx_files import write_net, write_nodes
+
+pytestmark = pytest.mark.usefixtures("few_images")
+QUIET = RunConsole(verbosity=-1)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LoadedModel, Path]:
+    """A given file, the network that was read of it, and that exported."""
+    folder = tmp_path_factory.mktemp("given")
+    given, written = write_net(folder / "net.onnx"), folder / "again.onnx"
+    loaded = load_model(ModelSource(path=given))
+    request = exporters.ExportRequest(
+        example_inputs=(torch.zeros(2, 3, 8, 8),), path=written,
+        input_names=("pixels",), output_names=("scores",),
+    )  # fmt: skip
+    exporters.export_onnx(loaded.module, request)
+    return given, loaded, written
+
+
+def beside(given: Path, loaded: LoadedModel, written: Path) -> tuple[LoadedModel, int]:
+    cost = exporters.count_macs(written)
+    found, cost = beside_given(given, loaded, written, cost, QUIET)
+    return found, cost.size_bytes
+
+
+def test_the_size_before_is_that_of_the_given_file(pair: tuple[Path, LoadedModel, Path]) -> None:
+    given, loaded, _ = pair
+    found, size = beside(*pair)
+    assert size == given.stat().st_size
+    assert found.warnings == loaded.warnings  # the same network, no larger: nothing to tell
+
+
+def test_another_network_than_the_file_is_refused(
+    pair: tuple[Path, LoadedModel, Path], tmp_path: Path
+) -> None:
+    given, loaded, written = pair
+    proto = onnx.load(given)
+    head = next(t for t in proto.graph.initializer if list(t.dims) == [5, 16])
+    head.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(head) * 1.01, head.name))
+    other = tmp_path / "other.onnx"
+    onnx.save(proto, other)
+    with pytest.raises(UsageError, match=r"at batch 1, what was read of it.* values .*e-0[23] of"):
+        beside(other, loaded, written)
+
+
+def test_files_that_store_their_weights_smaller_are_told_so(
+    pair: tuple[Path, LoadedModel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, loaded, written = pair
+    monkeypatch.setattr("pipeline.given_onnx._MORE_BYTES", 0)
+    cost = replace(exporters.count_macs(written), size_bytes=3 * given.stat().st_size)
+    found, cost = beside_given(given, loaded, written, cost, QUIET)
+    assert "takes 3.00 times the given file's bytes" in found.warnings[-1]
+    assert cost.size_bytes == given.stat().st_size
+
+
+def test_what_cannot_be_compared_is_told_once(
+    pair: tuple[Path, LoadedModel, Path], tmp_path: Path
+) -> None:
+    given, loaded, written = pair
+    proto = onnx.load(given)
+    row = next(t for t in proto.graph.initializer if list(t.dims) == [5])
+    row.CopyFrom(numpy_helper.from_array(np.full(5, np.nan, np.float32), row.name))
+    nan = tmp_path / "nan.onnx"
+    onnx.save(proto, nan)
+    found, _ = beside(nan, loaded, written)
+    (told,) = found.warnings[len(loaded.warnings) :]
+    assert told.startswith("at batch 1, 2, 5 the given file gives NaN or infinity")
+    broken = tmp_path / "broken.onnx"
+    proto.graph.node[-1].op_type = "Unheard"
+    onnx.save(proto, broken)
+    found, _ = beside(broken, loaded, written)
+    assert "onnxruntime does not load the given file" in found.warnings[-1]
+
+
+@pytest.mark.parametrize("limit", [1, 50], ids=["one image", "many images"])
+def test_a_branch_that_hangs_on_the_batch_is_refused(tmp_path: Path, limit: int) -> None:
+    """Batches of 2 and 3 take the same branch; the file gives other values at others."""
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node("Mul", ["c", factor], [name])],
+            name,
+            [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+        )
+        for name, factor in (("then", "two"), ("else", "three"))
+    }
+
+    def number(name: str, value: int, dtype: type = np.float32) -> onnx.NodeProto:
+        tensor = numpy_helper.from_array(np.array(value, dtype))
+        return helper.make_node("Constant", [], [name], value=tensor)
+
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        *(number("two", 2), number("three", 3), number("first", 0, np.int64)),
+        number("limit", limit, np.int64),
+        helper.make_node("Shape", ["x"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "first"], ["batch"]),
+        helper.make_node("Greater", ["batch", "limit"], ["many"]),
+        helper.make_node("If", ["many"], ["y"], name="pick", **branches),
+    ]
+    path = write_nodes(tmp_path / "net.onnx", nodes, ["n", 3, 8, 8], ["y"])
+    with pytest.raises(UsageError, match=r"If node 'pick': its condition depends on the batch"):
+        import_onnx(path)
+    fixed = write_nodes(tmp_path / "fixed.onnx", nodes, [2, 3, 8, 8], ["y"])
+    module, x = import_onnx(fixed).module, torch.randn(2, 3, 8, 8)
+    assert exporters.check_parity(module, exporters.open_session(fixed), [x]).ok
+
+
+def test_batches_of_none_and_outputs_that_are_inputs_are_refused(tmp_path: Path) -> None:
+    conv = helper.make_node("Conv", ["x", "w"], ["y"])
+    empty = write_nodes(tmp_path / "empty.onnx", [conv], [0, 3, 8, 8], ["y"])
+    with pytest.raises(UsageError, match="its batch is fixed to 0"):
+        load_model(ModelSource(path=empty))
+    handed_on = write_nodes(tmp_path / "on.onnx", [conv], ["n", 3, 8, 8], ["y", "x"])
+    with pytest.raises(UsageError, match="output 'x' is the input as it is"):
+        load_model(ModelSource(path=handed_on))
+
+
+def test_the_largest_values_are_exported_and_ties_go_to_the_first(tmp_path: Path) -> None:
+    k = numpy_helper.from_array(np.array([2]))
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Constant", [], ["two"], value=k),
+        helper.make_node("TopK", ["c", "two"], ["y", "places"], axis=1),
+        helper.make_node("Cast", ["places"], ["where"], to=TensorProto.FLOAT),
+    ]
+    path = write_nodes(tmp_path / "top.onnx", nodes, ["n", 3, 8, 8], ["y", "where"])
+    module, x = import_onnx(path).module, torch.randn(2, 3, 8, 8)
+    values, places = module(x)  # all four filters are alike
+    assert torch.equal(values[:, 0], values[:, 1])
+    assert (places[:, 0] == 0).all() and (places[:, 1] == 1).all()
+    written = tmp_path / "again.onnx"
+    exporters.export_onnx(
+        module, exporters.ExportRequest(example_inputs=(torch.zeros(2, 3, 8, 8),), path=written)
+    )
+    for file in (path, written):
+        found = exporters.open_session(file).run_batch(x.numpy())
+        assert np.array_equal(found[1], places.numpy())
+
+
+def test_an_op_that_torch_cannot_export_is_named(tmp_path: Path) -> None:
+    class Sorted(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sort(dim=1, stable=True).values
+
+    request = exporters.ExportRequest(
+        example_inputs=(torch.zeros(2, 3, 8, 8),), path=tmp_path / "m.onnx"
+    )
+    with pytest.raises(exporters.ExportError, match=r"No ONNX function found for .*aten\.sort"):
+        exporters.export_onnx(Sorted().eval(), request)
+
+
+def test_numbers_to_normalise_by_are_refused_where_images_are_taken_as_they_are(
+    tmp_path: Path,
+) -> None:
+    path, data = write_net(tmp_path / "net.onnx"), tmp_path / "data.npz"
+    images = np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32)
+    labels = np.arange(40) % 5
+    np.savez(data, x_train=images, y_train=labels, x_val=images, y_val=labels)
+    result = _compress(path, tmp_path / "out", "--data", data, "--mean", "0,0,0", "--std", "1,1,1")
+    assert result.exit_code == 2
+    assert "--mean and --std have no effect on" in " ".join(result.output.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_opset_that_can_be_written_is_kept(tmp_path: Path) -> None:
+    newest = exporters.newest_opset()
+    assert newest >= 23
+    proto = onnx.load(write_net(tmp_path / "net.onnx", opset=18))
+    proto.opset_import[0].version = newest
+    onnx.save(proto, tmp_path / "net.onnx")
+    result = _compress(tmp_path / "net.onnx", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert onnx.load(tmp_path / "out/model.onnx").opset_import[0].version == newest
+    assert "cannot be written" not in result.output
+
+
+def test_where_the_exporter_cannot_the_file_gets_the_opset_that_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    export = exporters.export_onnx
+
+    def only_18(model: nn.Module, request: exporters.ExportRequest) -> exporters.OnnxFile:
+        asked.append(request.opset)
+        if request.opset != 18:
+            raise exporters.OpsetError("not for this model", possible=18)
+        return export(model, request)
+
+    monkeypatch.setattr("exporters.export_onnx", only_18)
+    proto = onnx.load(write_net(tmp_path / "net.onnx", opset=18))
+    proto.opset_import[0].version = 21
+    onnx.save(proto, tmp_path / "net.onnx")
+    result = _compress(tmp_path / "net.onnx", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "the file is of opset 21, which cannot be written: exported as 18" in said
+    assert asked[0] == 21 and set(asked[1:]) == {18}
+    refused = _compress(tmp_path / "net.onnx", tmp_path / "other", "--opset", "22")
+    assert refused.exit_code == 2 and "not for this model" in refused.output
+
+
+def _compress(path: Path, out: Path, *extra: object) -> Result:
+    words = ["--target-flops", "0.6", "--epochs", "1", "--out", out, path, *extra]
+    return CliRunner().invoke(main, [str(word) for word in words])
