@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .PHONY: install demo test lint types check docs clean bench-models bench-gated-step \
-	bench-main-job bench-coverage bench-trace bench-onnx-in bench-onnx-resnet20 \
+	bench-main-job bench-coverage bench-trace bench-onnx-in bench-onnx-groups bench-onnx-resnet20 \
 	bench-onnx-ultraface bench-verdict bench-accuracy bench-data-free bench-latency bench-precision \
 	gpu-test
 
@@ -79,6 +79,9 @@ bench-verdict: install
 
 bench-onnx-resnet20: install
 	$(BIN)/python -m benchmarks.onnx_resnet20 --document
+
+bench-onnx-groups: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.onnx_groups
 
 bench-onnx-ultraface: install
 	$(BIN)/python -m benchmarks.onnx_ultraface

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Group as Lines
 from rich.table import Table
 from rich.text import Text
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import gbn
 from gbn.groups import Mask
@@ -116,7 +118,8 @@ def _load(
         if config.data is not None:
             raise UsageError("--data: images are one input, --input-size C,H,W: leave --data out")
         example = example_inputs(config.inputs)
-        module, description, notes = load_network(source)
+        first = next(leaf for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor))
+        module, description, notes = load_network(source, tuple(first.shape[1:]))
         return module, description, notes, example, None
     loaded = load_model(source)
     image = example_inputs([",".join(map(str, loaded.input_size))])

@@ -164,6 +164,31 @@ def test_the_largest_values_are_exported_and_ties_go_to_the_first(tmp_path: Path
         assert np.array_equal(found[1], places.numpy())
 
 
+def test_inspect_shows_what_is_no_image_network(tmp_path: Path) -> None:
+    add = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Conv", ["other", "w"], ["d"]),
+        helper.make_node("Add", ["c", "d"], ["e"]),
+        helper.make_node("GlobalAveragePool", ["e"], ["y"]),
+    ]
+    path = write_nodes(tmp_path / "two.onnx", add, ["n", 3, 8, 8], ["y"])
+    proto = onnx.load(path)
+    proto.graph.input.append(
+        helper.make_tensor_value_info("other", TensorProto.FLOAT, ["n", 3, 8, 8])
+    )
+    onnx.save(proto, path)
+    plain = CliRunner().invoke(main, ["inspect", str(path)])
+    assert plain.exit_code == 2
+    assert "an --input-size NAME:SHAPE for each" in " ".join(plain.stderr.split())
+    sizes = ["--input-size", "x:3,8,8", "--input-size", "other:3,8,8"]
+    shown = CliRunner().invoke(main, ["inspect", *sizes, str(path)])
+    assert shown.exit_code == 0, shown.output
+    conv = helper.make_node("Conv", ["x", "w"], ["y"])
+    row = write_nodes(tmp_path / "row.onnx", [conv], ["n", 3, "length"], ["y"])
+    shown = CliRunner().invoke(main, ["inspect", "--input-size", "3,32", str(row)])
+    assert shown.exit_code == 0 and "is a model output" in " ".join(shown.output.split())
+
+
 def test_an_op_that_torch_cannot_export_is_named(tmp_path: Path) -> None:
     class Sorted(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ import copy
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -140,3 +141,35 @@ def test_a_torchscript_op_that_has_no_translation_is_named_in_one_line(
         load_model(ModelSource(path=path, input_size=(3, 8, 8)))
     assert "\n" not in str(raised.value)
     assert capfd.readouterr().out == ""
+
+
+class Halves(nn.Module):
+    """Half of the channels take another way, as in networks that shuffle; a chunk is two slices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.own = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Conv2d(16, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.stem(x).relu().chunk(2, dim=1)
+        return self.head(torch.cat([first, self.own(second).relu()], dim=1))
+
+
+@pytest.mark.parametrize("free", [True, False], ids=["free batch", "fixed batch"])
+def test_slices_into_equal_parts_stay_equal_parts_when_channels_go(
+    free: bool, tmp_path: Path, prune_and_prove: Any
+) -> None:
+    torch.manual_seed(0)
+    path, x = tmp_path / "halves.onnx", torch.randn(1, 3, 8, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Halves().eval(), (x,), str(path), dynamo=False, opset_version=17,
+            input_names=["x"], dynamic_axes={"x": {0: "n"}} if free else {},
+        )  # fmt: skip
+    assert [n.op_type for n in onnx.load(path).graph.node].count("Slice") == 2
+    done = prune_and_prove(import_onnx(path).module, x)
+    assert [group.frozen for group in done.groups.groups] == [False, False, True]
+    taken = exporters.open_session(path).run({"x": x.numpy()})[0]
+    assert np.abs(import_onnx(path).module(x).detach().numpy() - taken).max() <= 1e-5

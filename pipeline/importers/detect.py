@@ -12,7 +12,8 @@ from pathlib import Path
 from pipeline.errors import UsageError
 
 ACCEPTED = (
-    "a .pt/.pth/.ckpt file of torch.save, a .safetensors file, or a .pt2 file of torch.export.save"
+    "a .pt/.pth/.ckpt file of torch.save or torch.jit.save, a .safetensors file, an .onnx file, or "
+    "a .pt2 file of torch.export.save"
 )
 # torch.save stores tensors uncompressed: an archive that grows this much was not made by it.
 MAX_UNPACKED_RATIO = 20
@@ -52,6 +53,8 @@ def detect_kind(path: Path) -> FileKind:
         return _zip_kind(path, size_bytes)
     if head.startswith(b"version https://git-lfs"):
         raise UsageError(f"{path}: is a Git LFS pointer, not the model; run git lfs pull")
+    if head[4:8] == b"ORTM":
+        raise UsageError(f"{path}: is in onnxruntime's own format; give the .onnx it was made from")
     if _has_safetensors_header(path, head, size_bytes):
         return FileKind.SAFETENSORS
     if head[0] == 0x80:

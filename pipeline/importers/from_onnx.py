@@ -100,7 +100,10 @@ def _for_main_job(
     first = interface.inputs[0]
     if len(interface.inputs) > 1:
         names = ", ".join(port.name for port in interface.inputs)
-        raise UsageError(f"{path}: has {len(interface.inputs)} inputs ({names}): one is supported")
+        raise UsageError(
+            f"{path}: has {len(interface.inputs)} inputs ({names}): one is supported; "
+            "`compress inspect` shows such networks, with an --input-size NAME:SHAPE for each"
+        )
     if first.dtype not in _FLOATS:
         kind = str(first.dtype).removeprefix("torch.")
         fix = (
@@ -120,8 +123,8 @@ def _for_main_job(
         )
     if interface.in_half:
         notes.append(
-            "its weights are in half precision: float32 while it is cut and trained, float16 again "
-            "in the exported file (--precision fp32 leaves them wide)"
+            "its weights are in half precision, or most are: float32 while it is cut and trained, "
+            "all float16 in the exported file (--precision fp32 leaves them wide)"
         )
     elif first.dtype is not torch.float32:
         kind = str(first.dtype).removeprefix("torch.")

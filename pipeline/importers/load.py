@@ -21,7 +21,7 @@ from pipeline.importers.check import check_forward, num_outputs
 from pipeline.importers.detect import FileKind, detect_kind
 from pipeline.importers.exported import load_exported
 from pipeline.importers.from_onnx import load_onnx, load_torchscript
-from pipeline.importers.onnx_in import Interface
+from pipeline.importers.onnx_in import Interface, import_onnx
 from pipeline.importers.preprocessing import InputConfig, input_config
 from pipeline.importers.safe_load import load_checkpoint
 from pipeline.importers.source import LoadedModel, ModelSource
@@ -37,14 +37,21 @@ class _Found:
     input_size: tuple[int, int, int] | None = None
 
 
-def load_network(source: ModelSource) -> tuple[nn.Module, str, tuple[str, ...]]:
+def load_network(
+    source: ModelSource, first_size: tuple[int, ...]
+) -> tuple[nn.Module, str, tuple[str, ...]]:
     """The network alone, not run: in eval mode, how it was loaded, and what was done beyond that.
 
-    For inputs of any structure; `source.input_size` is not needed. Raises UsageError.
+    For inputs of any structure; `source.input_size` is not needed. `first_size`: of the first
+    input, without the batch, for files that leave it open. Raises UsageError.
     """
     kind = detect_kind(source.path)
     with import_path(*_code_folders(source)):
-        found = _find(source, kind)
+        if kind is FileKind.ONNX:
+            imported = import_onnx(source.path, first_size)
+            found = _Found(module=imported.module, how=kind.value, notes=[*imported.notes])
+        else:
+            found = _find(source, kind)
         notes = [*found.notes, *_convert(found.module, source.path)]
     return found.module, f"{source.path.name}: {found.how}", tuple(notes)
 

@@ -55,6 +55,10 @@ class Builder:
         self._narrow_doubles = narrow_doubles
         self._absorbed: dict[str, str] = {}
         self._left_out: frozenset[str] = frozenset()
+        self._parts: dict[tuple[fx.Node, int, int], tuple[Any, ...]] = {}
+        self._num_slices = Counter(
+            node.input[0] for node in nodes_of(source.proto.graph) if node.op_type == "Slice"
+        )
         self._lone_users = _lone_users(source.proto.graph)
         self._scopes: list[dict[str, Value]] = [self._weights(source.weights)]
 
@@ -95,6 +99,17 @@ class Builder:
             return None
         self._absorbed[user.output[0]] = node.output[0]
         return row
+
+    def num_slices(self, node: onnx.NodeProto) -> int:
+        """How many slices are cut from what `node` cuts its from."""
+        return self._num_slices[node.input[0]]
+
+    def parts_of(self, op: Op, x: fx.Node, count: int, dim: int) -> tuple[Any, ...]:
+        """`x` in equal parts, made by one call for all that take one."""
+        key = (x, count, dim)
+        if key not in self._parts:
+            self._parts[key] = op.unpack(op.call(torch.chunk, x, count, dim), count)
+        return self._parts[key]
 
     @property
     def anchor(self) -> fx.Node:

@@ -202,11 +202,15 @@ class Op:
         """The size of one dimension: a number, or a node that gives it in the run."""
         return self.builder.size(self.node, value, dim)
 
+    def known(self, number: Number) -> Any:
+        """A known number, or one on which all trial sizes agree, else None; to look at."""
+        return agreed(number) if isinstance(number, fx.Node) else number
+
     def decided(self, number: Number) -> Any:
-        """A number needed now: a known one, or one on which all trial sizes agree, else None."""
+        """As `known`, to build on: checked at other batch sizes in the end."""
+        found = self.known(number)
         if not isinstance(number, fx.Node):
-            return number
-        found = agreed(number)
+            return found
         self.builder.decisions.append((label(self.node), found))
         return found
 

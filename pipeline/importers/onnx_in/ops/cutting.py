@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from pipeline.importers.onnx_in.context import Op
 from pipeline.importers.onnx_in.registry import Result, importer
@@ -115,6 +115,10 @@ def _sliced(
         raise op.refuse(f"starts {starts}, ends {ends}, axes {axes} and steps {steps} do not fit")
     if isinstance(x, Items) and not x.is_known:
         return _sliced_items(op, x, [op.decided(v) for v in (*starts, *ends)], axes, steps)
+    if len(axes) == 1 and steps == [1]:
+        part = _equal_part(op, x, op.axis(axes[0], op.rank(x)), starts[0], ends[0])
+        if part is not None:
+            return part
     result: Any = x
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         dim = op.axis(axis, op.rank(x))
@@ -128,6 +132,28 @@ def _sliced(
         else:
             result = op.call(strided, result, dim, start, end, step)
     return result
+
+
+def _equal_part(op: Op, x: Value, dim: int, start: Number, end: Number) -> Result | None:
+    """The slice as one of the equal parts into which the file's slices cut `x`, or None.
+
+    Exporters write a chunk so. As a chunk it stays right when channels go, half of each part.
+    """
+    shape = op.shape(x)
+    size = None if shape is None else shape[dim]
+    begin, stop = op.known(start), op.known(end)
+    if not isinstance(x, fx.Node) or size is None or begin is None or stop is None:
+        return None
+    begin, stop = int(begin), min(int(stop), size)
+    width = stop - begin
+    if begin < 0 or width < 1 or size % width or begin % width or size == width:
+        return None
+    count = size // width
+    if op.builder.num_slices(op.node) < count:
+        return None
+    op.decided(start), op.decided(end)  # from here on it matters
+    parts: tuple[Any, ...] = op.builder.parts_of(op, x, count, dim)
+    return parts[begin // width]
 
 
 def _sliced_items(
