@@ -17,7 +17,7 @@ from pipeline.console import RunConsole
 from pipeline.errors import UsageError, one_line
 from pipeline.importers import LoadedModel
 
-_BATCHES = (1, 2, 5)
+_BATCHES = (1, 3)
 _TOLERANCE = 1e-4
 _LARGER = 1.05
 _MORE_BYTES = 2**16

@@ -90,7 +90,7 @@ def test_what_cannot_be_compared_is_told_once(
     onnx.save(proto, nan)
     found, _ = beside(nan, loaded, written)
     (told,) = found.warnings[len(loaded.warnings) :]
-    assert told.startswith("at batch 1, 2, 5 the given file gives NaN or infinity")
+    assert told.startswith("at batch 1, 3 the given file gives NaN or infinity")
     broken = tmp_path / "broken.onnx"
     proto.graph.node[-1].op_type = "Unheard"
     onnx.save(proto, broken)
