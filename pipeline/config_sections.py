@@ -32,6 +32,13 @@ def require(holds: bool, message: str) -> None:
         raise UsageError(message)
 
 
+def require_file(path: Path, what: str, kind: str) -> None:
+    """Raise UsageError unless `path` can be read more than once, as `kind` of file."""
+    require(not path.is_dir(), f"{what}: '{path}' is a directory, not {kind}")
+    require(path.exists(), f"{what}: '{path}' does not exist")
+    require(path.is_file(), f"{what}: '{path}' is a pipe or device: write it to a file first")
+
+
 def require_data_there(source: str | None) -> None:
     """Raise UsageError for a mistyped folder or file, before anything heavy is imported.
 
@@ -57,12 +64,7 @@ class ModelConfig:
     """Whether code inside a pickled module may run."""
 
     def __post_init__(self) -> None:
-        require(not self.path.is_dir(), f"MODEL: '{self.path}' is a directory, not a model file")
-        require(self.path.exists(), f"MODEL: '{self.path}' does not exist")
-        require(
-            self.path.is_file(),
-            f"MODEL: '{self.path}' is a pipe or device: write it to a file first",
-        )
+        require_file(self.path, "MODEL", "a model file")
         if self.arch is not None:
             source, colon, name = self.arch.rpartition(":")
             require(

@@ -84,7 +84,7 @@ def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal
             raise UsageError(
                 f"the target of {wanted.fraction(exported):.1%} of the {unit} cannot be reached: "
                 f"the smallest reachable is {least / whole:.1%}; "
-                + _what_holds(groups, model, settings)
+                + _what_holds(groups, model, settings, least)
             )
     console.detail(
         "FLOPs are multiply-accumulates of convolutions, linear layers and matrix products on the "
@@ -99,8 +99,10 @@ def set_goal(config: RunConfig, baseline: Baseline, console: RunConsole) -> Goal
     )
 
 
-def _what_holds(groups: gbn.ChannelGroups, cost: gbn.CostModel, settings: gbn.PlanSettings) -> str:
-    """What keeps the cost from falling further, and what could be done about it."""
+def _what_holds(
+    groups: gbn.ChannelGroups, cost: gbn.CostModel, settings: gbn.PlanSettings, least: int
+) -> str:
+    """What keeps the cost from falling below `least`, and what could be done about it."""
     free = replace(settings, multiple=1, fastest=1, min_channels=1)
     frozen = [group for group in groups.groups if group.frozen]
     reasons = Counter(group.reason or "of unknown width" for group in frozen)
@@ -110,7 +112,7 @@ def _what_holds(groups: gbn.ChannelGroups, cost: gbn.CostModel, settings: gbn.Pl
         + ("; …" if len(reasons) > 2 else "")
         + ")"
     ]
-    if gbn.smallest(groups, cost, free) < gbn.smallest(groups, cost, settings):
+    if gbn.smallest(groups, cost, free) < least:
         told.append("a smaller --channel-multiple or --min-channels allows less")
     if any(OVER_CHANNELS in reason for reason in reasons):
         told.append("--prune-norms lets norms over channels lose some")

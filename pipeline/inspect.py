@@ -118,8 +118,8 @@ def _load(
         if config.data is not None:
             raise UsageError("--data: images are one input, --input-size C,H,W: leave --data out")
         example = example_inputs(config.inputs)
-        first = next(leaf for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor))
-        module, description, notes = load_network(source, tuple(first.shape[1:]))
+        sizes = [leaf.shape for leaf in tree_leaves(example) if isinstance(leaf, torch.Tensor)]
+        module, description, notes = load_network(source, tuple(sizes[0][1:]) if sizes else None)
         return module, description, notes, example, None
     loaded = load_model(source)
     image = example_inputs([",".join(map(str, loaded.input_size))])

@@ -97,6 +97,9 @@ def inputs():
 
 def nothing():
     return None
+
+def numbers():
+    return 1, 2
 """
 
 
@@ -117,6 +120,12 @@ def inspect_two(two: Path, *sizes: str) -> Result:
     for size in sizes:
         args += ["--input-size", size]
     return CliRunner().invoke(main, args)
+
+
+def test_inputs_without_a_tensor_are_told_in_one_line(two: Path) -> None:
+    result = inspect_two(two, f"{two / 'two.py'}:numbers")
+    assert result.exit_code == 2
+    assert "the model does not run on the example inputs" in result.stderr
 
 
 @pytest.mark.parametrize(

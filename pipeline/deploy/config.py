@@ -12,23 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.config_sections import require, require_file
 from pipeline.deploy import units
 from pipeline.errors import UsageError
 
 DEFAULT_VERIFY_SECONDS = 20.0
 DEFAULT_BENCH_SECONDS = 5.0
 _SIZE = re.compile(r"(?:(?P<name>[^:,]+):)?(?P<sizes>\d+(?:,\d+)*)")
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise UsageError(message)
-
-
-def _require_file(path: Path, what: str) -> None:
-    _require(not path.is_dir(), f"{what}: '{path}' is a directory, not an ONNX file")
-    _require(path.exists(), f"{what}: '{path}' does not exist")
-    _require(path.is_file(), f"{what}: '{path}' is a pipe or device: write it to a file first")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +38,12 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         for batch in self.batches:
-            _require(batch >= 1, f"--batch-size: {batch} is below 1")
+            require(batch >= 1, f"--batch-size: {batch} is below 1")
         repeated = len(set(self.batches)) < len(self.batches)
-        _require(not repeated, f"--batch-size: a size is given twice: {self.batches}")
-        _require(self.threads >= 1, f"--threads: {self.threads} is below 1")
+        require(not repeated, f"--batch-size: a size is given twice: {self.batches}")
+        require(self.threads >= 1, f"--threads: {self.threads} is below 1")
         good = math.isfinite(self.max_seconds) and 0.5 <= self.max_seconds <= 3600
-        _require(good, f"--max-seconds: {self.max_seconds} is outside 0.5 to 3600")
+        require(good, f"--max-seconds: {self.max_seconds} is outside 0.5 to 3600")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +64,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         drop, parity = self.max_accuracy_drop, self.parity_tolerance
-        _require(
+        require(
             drop is None or 0 <= drop <= 100,
             f"--max-accuracy-drop: {drop} is outside 0 to 100 points: 0.5 allows 93.0 % to 92.5 %",
         )
-        _require(
+        require(
             parity is None or 0 < parity < 1,
             f"--parity-tolerance: {parity} is not a share of the output's scale between 0 and 1",
         )
@@ -121,29 +111,29 @@ class VerifyConfig:
     undecided_passes: bool = False
 
     def __post_init__(self) -> None:
-        _require_file(self.candidate, "CANDIDATE")
+        require_file(self.candidate, "CANDIDATE", "an ONNX file")
         if self.baseline is not None:
-            _require_file(self.baseline, "--baseline")
+            require_file(self.baseline, "--baseline", "an ONNX file")
         limits = self.limits
         relative = limits.need_baseline
-        _require(
+        require(
             not relative or self.baseline is not None,
             f"{', '.join(relative)}: compares with a baseline: give --baseline FILE.onnx",
         )
-        _require(
+        require(
             not limits.on_accuracy or self.data is not None,
             "accuracy cannot be checked without labelled images: give --data",
         )
-        _require(
+        require(
             limits.on_accuracy or limits.parity_tolerance is not None or self.data is None,
             "--data has no effect: give --min-accuracy, --max-accuracy-drop or --parity-tolerance",
         )
         asked = relative or limits.on_accuracy or limits.on_latency
-        _require(
+        require(
             bool(asked) or limits.max_size_bytes is not None or self.provider_asked,
             "nothing to verify: give a limit, e.g. --max-latency 5ms or --max-size 5MB",
         )
-        _require((self.mean is None) == (self.std is None), "--mean and --std go together")
+        require((self.mean is None) == (self.std is None), "--mean and --std go together")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +146,7 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         for path in self.files:
-            _require_file(path, "MODEL")
+            require_file(path, "MODEL", "an ONNX file")
 
 
 def verify_config(options: Mapping[str, Any]) -> VerifyConfig:
@@ -230,5 +220,5 @@ def _floats(option: str, text: str | None) -> tuple[float, ...] | None:
         values = tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"{option}: cannot read {text!r}: give numbers as 0.485,0.456") from error
-    _require(all(math.isfinite(v) for v in values), f"{option}: {text!r} is not finite")
+    require(all(math.isfinite(v) for v in values), f"{option}: {text!r} is not finite")
     return values

@@ -38,7 +38,7 @@ class _Found:
 
 
 def load_network(
-    source: ModelSource, first_size: tuple[int, ...]
+    source: ModelSource, first_size: tuple[int, ...] | None
 ) -> tuple[nn.Module, str, tuple[str, ...]]:
     """The network alone, not run: in eval mode, how it was loaded, and what was done beyond that.
 
@@ -49,7 +49,11 @@ def load_network(
     with import_path(*_code_folders(source)):
         if kind is FileKind.ONNX:
             imported = import_onnx(source.path, first_size)
-            found = _Found(module=imported.module, how=kind.value, notes=[*imported.notes])
+            found = _Found(
+                module=imported.module,
+                how=kind.value,
+                notes=[*imported.notes, *_unused_arch(source)],
+            )
         else:
             found = _find(source, kind)
         notes = [*found.notes, *_convert(found.module, source.path)]
