@@ -89,19 +89,17 @@ class Gates:
             if (module, attribute) not in self._modules:  # a tensor may have gates on two dims
                 self._modules.append((module, attribute))
 
-    def accumulate(self, power: float = 1, *, keep_gradients: bool = False) -> None:
-        """Add |∂L/∂φ·φ|^power of the batch whose `backward()` just ran; call once a batch.
+    def accumulate(self, *, keep_gradients: bool = False) -> None:
+        """Add |∂L/∂φ·φ| of the batch whose `backward()` just ran; call once a batch.
 
-        1 is Θ as published. 2 estimates the loss's curvature (the diagonal of its empirical Fisher
-        information, as in Theis et al. 2018, arXiv 1801.05787), which tells what removing a channel
-        costs where the network is at an optimum; it adds up over channels as costs do, which a
-        choice by score per cost relies on. In between measured best where layers are refitted.
-        `keep_gradients`: for an optimizer that moves the gates afterwards.
+        A batch is one draw of a quantity that is mostly noise at an optimum, so many small batches
+        rank channels better than few large ones of the same images. `keep_gradients`: for an
+        optimizer that moves the gates afterwards.
         """
         with torch.no_grad():
             for name, phi in self.phi.items():
                 if phi.grad is not None:
-                    self.sums[name] += (phi.grad * phi).abs() ** power
+                    self.sums[name] += (phi.grad * phi).abs()
                     if not keep_gradients:
                         phi.grad = None
 
@@ -116,9 +114,9 @@ class Gates:
     def scores(self, alive: Mask | None = None) -> Scores:
         """What was accumulated for each atom, summed over its gates: (num_atoms,).
 
-        At power 1 in units of the loss: Θ(φ) = Σ over batches |∂L/∂φ·φ| (You et al. 2019, arXiv
-        1909.08174), the first-order change of the loss L when φ becomes 0. At power p in its
-        p-th power. Raises ScoresNotFinite where a gradient was not finite.
+        In units of the loss: Θ(φ) = Σ over batches |∂L/∂φ·φ| (You et al. 2019, arXiv 1909.08174),
+        the first-order change of the loss L when φ becomes 0. Raises ScoresNotFinite where a
+        gradient was not finite.
 
         For a model that is already cut, `alive` (num_atoms,) tells which atoms of `groups` it
         still has; the others score zero.

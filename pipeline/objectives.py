@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-SCORE_BATCH = 16  # the square of a batch is one draw: small batches are more draws to average
+SCORE_BATCH = 16  # what a batch says is one draw: small batches are more draws to average
 
 Ask = Callable[[], Any]
 """Gives the original network's outputs for the same images, without gradients."""

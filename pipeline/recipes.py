@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gbn.ticktock import Phase, schedule, schedule_2019
+from pipeline.objectives import SCORE_BATCH
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +15,10 @@ class Recipe:
     """What differs between recipes; gates, cuts and proofs are the same.
 
     schedule: batches and target share to phases. rank: see `gbn.PlanSettings`. distill: the
-    original teaches. stream_weight, score_augmented: see
-    `TrainingSettings`; score_power: see `gbn.Gates.accumulate`.
-    refit: layers behind a cut are refitted to what they gave. augment: what "auto" means for
-    images in files, by the number of passes over them. decay_all: weight decay for biases
-    and norms too.
+    original teaches. stream_weight, score_augmented: see `TrainingSettings`. score_batch: see
+    `Objective`. refit: layers behind a cut are refitted to what they gave. augment: what "auto"
+    means for images in files, by the number of passes over them. decay_all: weight decay for
+    biases and norms too.
     """
 
     schedule: Callable[..., tuple[Phase, ...]]
@@ -28,7 +28,7 @@ class Recipe:
     refit: bool
     decay_all: bool
     rank: str
-    score_power: float
+    score_batch: int | None
     score_augmented: bool
     augment: Callable[[int], str]
 
@@ -57,7 +57,7 @@ RECIPES = {
         refit=True,
         decay_all=False,
         rank="score per cost",
-        score_power=1.5,
+        score_batch=SCORE_BATCH,
         score_augmented=False,
         augment=_gentle,
     ),
@@ -70,7 +70,7 @@ RECIPES = {
         refit=False,
         decay_all=True,
         rank="score",
-        score_power=1,
+        score_batch=None,
         score_augmented=True,
         augment=_always,
     ),

@@ -18,7 +18,7 @@ from pipeline.data import Data
 from pipeline.data_free import MadeData, NothingMade, amounts, cannot_learn, make_data
 from pipeline.goal import Goal
 from pipeline.loggers import make_loggers
-from pipeline.objectives import SCORE_BATCH, Objective
+from pipeline.objectives import Objective
 from pipeline.ranks import Ranks
 from pipeline.recipes import RECIPES, Recipe
 from pipeline.rundir import RunDirectory
@@ -59,7 +59,7 @@ def trainer_on(
     objective = TaskObjective(
         task=baseline.judge.task,
         distill=config.recovery.distill and recipe.distill,
-        score_batch=None if recipe.score_power == 1 else SCORE_BATCH,
+        score_batch=recipe.score_batch,
     )
     images = checkup.num_images(config.recovery.epochs * data.num_train, _PHASES)
     check = checkup.on_data(data, baseline.judge, images)
@@ -91,8 +91,7 @@ def prepare(
         return Recovery(trainer=None, made=made)
     original = copy.deepcopy(baseline.loaded.module)
     check = checkup.against_original(made.compared_on, original, made.classes)
-    # squares rest on a loss at its optimum, which made images are not: there they chose worse
-    recipe = replace(goal.recipe, score_power=1, score_augmented=True)
+    recipe = replace(goal.recipe, score_augmented=True)
     lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR, recipe, check)
     trainer = _trainer(config, baseline, lesson, console, ranks)
     return Recovery(trainer=trainer, made=made)
@@ -126,7 +125,6 @@ def _trainer(
         peak_lr=config.recovery.lr or lesson.peak_lr,
         objective=lesson.objective,
         decay_all=lesson.recipe.decay_all,
-        score_power=lesson.recipe.score_power,
         score_augmented=lesson.recipe.score_augmented,
         stream_weight=lesson.recipe.stream_weight if config.recovery.distill else 0.0,
         seed=config.recovery.seed,

@@ -134,7 +134,7 @@ class Trainer:
                     )
                     if not math.isfinite(value):
                         raise CompressError("the loss is not finite while scoring: check the data")
-                    gates.accumulate(self._settings.score_power, keep_gradients=learns)
+                    gates.accumulate(keep_gradients=learns)
                     if optimizer is not None:
                         optimizer.step()
                         optimizer.zero_grad(set_to_none=True)

@@ -20,17 +20,16 @@ from pipeline.tasks import TaskObjective
 class TrainingSettings:
     """`peak_lr` of SGD; `objective`: what the network is scored by and trained for.
 
-    decay_all: weight decay for biases and norms too, which it only shrinks. score_power: see
-    `gbn.Gates.accumulate`. stream_weight: of the distance to the original's streams in the loss
-    (`StreamDistance`). score_augmented: scores are taken on images as training sees them, not as
-    they are. checkup: what the network is measured by between phases, if anything.
-    accumulate: parts of a batch that are computed one after another, to spare memory.
+    decay_all: weight decay for biases and norms too, which it only shrinks. stream_weight: of the
+    distance to the original's streams in the loss (`StreamDistance`). score_augmented: scores are
+    taken on images as training sees them, not as they are. checkup: what the network is measured
+    by between phases, if anything. accumulate: parts of a batch that are computed one after
+    another, to spare memory.
     """
 
     peak_lr: float
     objective: Objective = field(default_factory=TaskObjective)
     decay_all: bool = False
-    score_power: float = 1.5
     stream_weight: float = 0.0
     score_augmented: bool = False
     seed: int = 0

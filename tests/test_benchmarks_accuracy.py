@@ -1,6 +1,5 @@
 """The accuracy table says what is measured, what is not, and what failed; images are fixed."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import accuracy, accuracy_data, accuracy_peers
-from benchmarks.accuracy import Cell, cells, document, rows
+from benchmarks import accuracy_cells, accuracy_data, accuracy_peers
+from benchmarks.accuracy_cells import Cell, add, cells, is_current, measured
+from benchmarks.accuracy_page import document, rows, standing
 
 GOOD = {
     "accuracy": 0.85,
@@ -24,10 +24,9 @@ GOOD = {
 }
 
 
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(accuracy, "CACHE", tmp_path)
-    return tmp_path
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy_cells, "MEASURED", tmp_path / "accuracy.jsonl")
 
 
 def cell(**changed: object) -> Cell:
@@ -35,42 +34,60 @@ def cell(**changed: object) -> Cell:
     return Cell(**given)  # type: ignore[arg-type]
 
 
-def test_each_setting_has_a_file_of_its_own_and_peers_do_not_depend_on_the_planner(
+def test_each_setting_has_its_own_code_and_peers_do_not_depend_on_the_planner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = [{}, {"method": "gbn-2019"}, {"keep": 0.3}, {"epochs": 5}, {"seed": 1}]
-    assert len({cell(**change).path() for change in changes}) == 5
+    assert len({cell(**change).code() for change in changes}) == 5
     root = tmp_path / "code"
-    for file in accuracy.ROOT.glob("*/*.py"):
-        copy = root / file.relative_to(accuracy.ROOT)
+    for file in accuracy_cells.ROOT.glob("*/*.py"):
+        copy = root / file.relative_to(accuracy_cells.ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())
-    monkeypatch.setattr(accuracy, "ROOT", root)
+    monkeypatch.setattr(accuracy_cells, "ROOT", root)
     ours, peer = cell(), cell(method="tp-group-taylor")
-    before = ours.path(), peer.path()
+    before = ours.code(), peer.code()
     (root / "gbn" / "plan.py").write_text("changed")
-    assert (ours.path() != before[0], peer.path() != before[1]) == (True, False)
+    assert (ours.code() != before[0], peer.code() != before[1]) == (True, False)
     (root / "pipeline" / "training.py").write_text("changed")
-    assert peer.path() != before[1]
+    assert peer.code() != before[1]
 
 
-def test_measured_failed_earlier_and_missing_cells_are_told_apart(cache: Path) -> None:
-    every = cells(["default", "gbn-2019", "tp-bn-scale", "tp-group-norm"], [0.4], [1], [0])
-    every[0].path().write_text(json.dumps(GOOD))
-    every[1].path().write_text(
-        json.dumps({"error": "exit code 1: Boom", "seconds": 3, "peak_mib": 5})
-    )
-    (cache / f"{every[2].name}-000000000000.json").write_text(json.dumps(GOOD))
-    found = rows(every)
+def test_the_last_measurement_of_a_cell_counts_and_is_current_with_its_code_alone() -> None:
+    add(cell(), "another", GOOD)
+    assert not is_current(cell(), measured())
+    add(cell(), cell().code(), GOOD | {"accuracy": 0.5})
+    assert is_current(cell(), measured())
+    assert measured()[cell().name]["accuracy"] == 0.5
+    assert not is_current(cell(seed=1), measured())
+
+
+def test_measured_failed_earlier_and_missing_cells_are_told_apart() -> None:
+    methods = ["default", "gbn-2019", "tp-bn-scale", "tp-group-norm"]
+    every = cells(methods, [0.4], [1], [0, 1])
+    add(every[0], every[0].code(), GOOD)
+    add(every[4], every[4].code(), GOOD | {"accuracy": 0.80, "peak_mib": 950})
+    add(every[1], every[1].code(), {"error": "exit code 1: Boom", "seconds": 3, "peak_mib": 5})
+    add(every[2], "another", GOOD)
+    found = rows(every, measured())
     assert found[0] == (
-        "40%", "1", "default", "0", "85.00%", "39.9%", "50.0%", "9,984", "61", "900"
-    )  # fmt: skip
-    assert found[1][4] == "failed: exit code 1: Boom"
-    assert found[2][2:5] == ("tp-bn-scale*", "0", "85.00%")
-    assert found[3][4] == "not measured yet"
-    text = document(every)
-    assert "1 of 4 cells are not measured yet" in text
-    assert "1 cells marked * were measured with earlier code" in text
+        *("40%", "1", "default", "2", "82.50%", "80.00%", "85.00%"),
+        *("39.9%", "50.0%", "9,984", "61", "950"),
+    )
+    assert found[1][3:5] == ("1", "failed: exit code 1: Boom")
+    assert found[2][2:5] == ("tp-bn-scale*", "1", "85.00%")
+    assert found[3][2:5] == ("tp-group-norm", "0", "not measured yet")
+    text = document(every, measured())
+    assert "4 of 8 cells are not measured yet" in text
+    assert "1 cells, in rows marked *, are of earlier code" in text
+
+
+def test_default_is_compared_with_the_best_peer_on_the_seeds_that_both_have() -> None:
+    every = cells(["default", "tp-bn-scale", "tp-group-norm", "gbn-2019"], [0.4], [1], [0, 1])
+    for number, top in ((0, 0.80), (4, 0.90), (1, 0.70), (5, 0.72), (2, 0.75)):
+        add(every[number], "code", GOOD | {"accuracy": top})
+    best = ("75.00%, tp-group-norm", "+5.00 points", "not measured yet")
+    assert standing(every, measured(), 0.4, 1) == ("40%", "1", "80.00% (n = 1)", *best)
 
 
 def test_the_same_images_of_each_class_are_taken_every_time(tmp_path: Path) -> None:
