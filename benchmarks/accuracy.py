@@ -77,6 +77,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         process.returncode = os.waitstatus_to_exitcode(status)
     found: dict[str, Any] = {
         "seconds": round(time.monotonic() - began, 1),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "peak_mib": round(usage.ru_maxrss / 1024),
     }
     if process.returncode:

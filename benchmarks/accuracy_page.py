@@ -30,12 +30,13 @@ scoring and training. Peers prune
 globally in steps of half a per cent of the channels, as in their CIFAR reproduction; GroupTaylor
 scores on as many batches as `default`, in one place at the start; BNScale and GroupNorm train
 sparsely for the first half of the budget. Seconds include import, export and measurement, and for
-this project's runs proofs and latency; the machine is shared with others, so they are rough.
+this project's runs proofs and latency. The machine was shared, at times by more processes than it
+has cores: seconds are rough, and CPU seconds, where they were taken, tell more.
 """
 STANDING = ("MACs, at most", "passes", "default", "best peer", "ahead by", "gbn-2019")
 HEADER = (
     *("MACs, at most", "passes", "method", "seeds", "top-1", "from", "to", "MACs kept"),
-    *("parameters kept", "images seen", "seconds", "peak MiB"),
+    *("parameters kept", "images seen", "seconds", "CPU seconds", "peak MiB"),
 )
 
 
@@ -77,7 +78,7 @@ def rows(all_cells: Sequence[Cell], outcomes: Outcomes) -> list[tuple[str, ...]]
         begin = (f"{keep:.0%}", str(passes), method + ("" if current else "*"))
         if not good:
             why = f"failed: {found[0]['error']}" if found else "not measured yet"
-            table.append((*begin, str(len(found)), why, *[""] * 7))
+            table.append((*begin, str(len(found)), why, *[""] * 8))
             continue
         tops = [outcome["accuracy"] for outcome in good]
         table.append(
@@ -86,11 +87,16 @@ def rows(all_cells: Sequence[Cell], outcomes: Outcomes) -> list[tuple[str, ...]]
                 str(len(good)) + (f", {failed} failed" if failed else ""),
                 *(f"{top:.2%}" for top in (fmean(tops), min(tops), max(tops))),
                 *(f"{fmean(o[key] for o in good):.1%}" for key in ("flops_kept", "params_kept")),
-                *(f"{fmean(o[key] for o in good):,.0f}" for key in ("images", "seconds")),
+                *(_mean(good, key) for key in ("images", "seconds", "cpu_seconds")),
                 str(max(outcome["peak_mib"] for outcome in good)),
             )
         )
     return table
+
+
+def _mean(outcomes: Sequence[dict[str, Any]], key: str) -> str:
+    found = [outcome[key] for outcome in outcomes if key in outcome]
+    return f"{fmean(found):,.0f}" if found else ""
 
 
 def standing(

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import accuracy_cells, accuracy_data, accuracy_peers
+from benchmarks import accuracy_b, accuracy_cells, accuracy_data, accuracy_peers
 from benchmarks.accuracy_cells import Cell, add, cells, is_current, measured
 from benchmarks.accuracy_page import document, rows, standing
+from benchmarks.cifar_models import resnet20
 
 GOOD = {
     "accuracy": 0.85,
@@ -19,6 +20,7 @@ GOOD = {
     "params_kept": 0.5,
     "images": 9984,
     "seconds": 61.2,
+    "cpu_seconds": 50.4,
     "peak_mib": 900,
     "note": "",
 }
@@ -72,7 +74,7 @@ def test_measured_failed_earlier_and_missing_cells_are_told_apart() -> None:
     found = rows(every, measured())
     assert found[0] == (
         *("40%", "1", "default", "2", "82.50%", "80.00%", "85.00%"),
-        *("39.9%", "50.0%", "9,984", "61", "950"),
+        *("39.9%", "50.0%", "9,984", "61", "50", "950"),
     )
     assert found[1][3:5] == ("1", "failed: exit code 1: Boom")
     assert found[2][2:5] == ("tp-bn-scale*", "1", "85.00%")
@@ -144,3 +146,15 @@ def test_the_peers_regulariser_is_called_before_each_step_and_not_afterwards() -
     optimizer.step()
     assert pruner.steps == 1
     assert model.weight.item() == pytest.approx(before - 2.0)  # the gradient of 1 stays for both
+
+
+def test_the_twin_with_convolutions_does_what_the_padded_network_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(accuracy_b, "_SMALL", 0.0)
+    torch.manual_seed(0)
+    original = resnet20().eval()
+    images = torch.randn(6, 3, 16, 16)
+    twin = accuracy_b.with_convolutions(original, [images[:3], images[3:]])
+    assert sum(isinstance(m, nn.Conv2d) for m in twin.modules()) == 19 + 2
+    assert torch.allclose(twin(images), original(images), atol=1e-5)
