@@ -56,9 +56,9 @@ bench-trace: install
 bench-onnx-in: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.onnx_in
 
-# Torch-Pruning, beside which the result is shown, is installed for these targets alone.
+# Torch-Pruning and onnxsim, beside which the result is shown, are installed for this target alone.
 bench-data-free: install
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target bench-runs/peers torch-pruning==1.6.1
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target bench-runs/peers torch-pruning==1.6.1 onnxsim==0.8.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.data_free
 
 # What was measured already is not measured again.

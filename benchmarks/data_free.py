@@ -3,7 +3,8 @@
 Runs `compress --target-flops 0.8` and `0.6` without `--data` on the trained CIFAR ResNet-20, then
 measures what no such run can know: the top-1 of the files on the 10,000 real test images. Beside it
 Torch-Pruning's global magnitude pruning to the same cost, recovered on the very images that the run
-made, by as many training steps. Writes docs/data-free.md; exits with 1 where the top-1 falls by
+made, by as many training steps, and onnxsim's structured pruning of the file. Writes
+docs/data-free.md; exits with 1 where the top-1 falls by
 more than is allowed or the run takes more than 30 minutes of CPU. Images and weights are read from
 ../shared; where they are absent it says so and exits with 0.
 
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from benchmarks.data_free_onnxsim import WAYS, is_installed, pruned
 from benchmarks.data_free_peer import PEERS, peer_top1
 from benchmarks.main_job_checks import Array, Labels, load_images
 from benchmarks.resnet20_main_job import ARCHIVE, WEIGHTS, image_folder
@@ -170,6 +172,18 @@ def peer_row(share: str, before: float, images: Array, labels: Labels) -> tuple[
     )
 
 
+def onnxsim_rows(share: str, before: float, images: Array, labels: Labels) -> list[tuple[str, ...]]:
+    """The cells of onnxsim's rows, one for each way it decides."""
+    rows = []
+    for number, way in enumerate(WAYS):
+        path = folder_of(share) / f"onnxsim-{number}.onnx"
+        kept = pruned(float(share), folder_of(share) / "stages" / "baseline.onnx", path, way)
+        top1 = float((top_classes(path, images) == labels).mean())
+        lost = f"{100 * (top1 - before):+.2f} points"
+        rows.append((f"{kept:.1%}", f"onnxsim, {way}", f"{top1:.2%}", lost, "", "", "", ""))
+    return rows
+
+
 def document(outcomes: list[Outcome], rows: list[tuple[str, ...]], missing: list[str]) -> str:
     """The content of docs/data-free.md."""
     words = shlex.join(command(outcomes[-1].share))
@@ -193,7 +207,10 @@ def document(outcomes: list[Outcome], rows: list[tuple[str, ...]], missing: list
         "the same share of the MACs. Pruned as it comes, the network no longer runs (its padded "
         "shortcuts are not followed), so the layers that write to the residual stream are "
         "ignored; its norms are renewed and it is trained on the images of the run above, with "
-        "the same loss, learning rate and number of training steps.\n"
+        "the same loss, learning rate and number of training steps.\n\n"
+        "onnxsim 0.8.1 prunes the exported file itself (`apply_structured_pruning`), by the size "
+        "of its weights, the same share of every layer or by one threshold "
+        "(`global_sparsity=True`); it recovers nothing.\n"
     )
 
 
@@ -214,6 +231,10 @@ def main(arguments: list[str]) -> int:
         outcomes.append(measure(share, images, labels))
         rows.append(own_row(outcomes[-1]))
         print(" | ".join(rows[-1]), flush=True)
+        if is_installed():
+            rows += onnxsim_rows(share, outcomes[-1].before, images, labels)
+        else:
+            missing.append(f"onnxsim at {share} (not installed in bench-runs/peers)")
         peer = peer_row(share, outcomes[-1].before, images, labels)
         if peer is None:
             missing.append(f"Torch-Pruning at {share} (not installed in bench-runs/peers)")
