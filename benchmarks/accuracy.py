@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -28,42 +29,22 @@ from benchmarks.accuracy_cells import (
     Cell,
     add,
     cells,
+    command,
     is_current,
     measured,
 )
-from benchmarks.accuracy_data import BATCH, CACHE, FILE, MEAN, STD, prepare
+from benchmarks.accuracy_data import BATCH, CACHE, prepare
 from benchmarks.accuracy_page import HEADER, document, rows
-from benchmarks.resnet20_main_job import WEIGHTS
 from benchmarks.tables import ROOT, markdown_table
 from pipeline.recipes import RECIPES
 
 DOCUMENT = ROOT / "docs" / "accuracy.md"
 
 
-def command(cell: Cell, out: Path) -> list[str]:
-    """What runs a cell."""
-    if cell.method not in OURS:
-        where = [cell.method, str(cell.keep), str(cell.epochs), str(cell.seed), str(out)]
-        return [sys.executable, "-m", "benchmarks.accuracy_peers", *where]
-    augment = RECIPES[cell.method].augment(cell.epochs)
-    return [
-        *(sys.executable, "-m", "pipeline.cli", "--target-flops", str(cell.keep)),
-        *("--epochs", str(cell.epochs), "--seed", str(cell.seed), "--recipe", cell.method),
-        *("--channel-multiple", "1", "--augment", augment, "--batch-size", str(BATCH)),
-        *("--data", str(FILE), "--mean", _numbers(MEAN), "--std", _numbers(STD)),
-        *("--arch", f"{ROOT / 'benchmarks/cifar_models.py'}:resnet20", "--input-size", "3,32,32"),
-        *("--device", "cpu", "--out", str(out), "-q", str(WEIGHTS)),
-    ]
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return ",".join(str(value) for value in values)
-
-
 def measure(cell: Cell) -> dict[str, Any]:
     """Run a cell in a process of its own; its outcome, or how it failed."""
-    out = CACHE / f"running-{os.getpid()}"
-    log = out.with_suffix(".log")
+    here = Path(tempfile.mkdtemp(prefix="running-", dir=CACHE))
+    out, log = here / "out", here / "log"
     began = time.monotonic()
     with log.open("w") as sink:
         process = subprocess.Popen(
@@ -88,8 +69,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         found |= read_report(out, cell)
     else:
         found |= json.loads(out.read_text())
-    for leftover in (out, log):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+    shutil.rmtree(here)
     return found
 
 

@@ -3,33 +3,49 @@
 No command. What enters: a method, a share of the MACs, passes and a seed. What leaves: its outcome,
 read from and added to docs/accuracy.jsonl, one line a measurement, which is committed: a table that
 takes hours goes on on another machine. The last line of a cell counts; it is of *earlier code*
-where the hash beside it is not that of the code at hand.
+where the hash beside it is not that of the code at hand. Comments and docstrings decide nothing and
+are not hashed.
 """
 
+import ast
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import ROOT
+from benchmarks.accuracy_data import BATCH, FILE, MEAN, STD
+from benchmarks.resnet20_main_job import WEIGHTS
+from benchmarks.tables import ROOT, measured_with
+from pipeline.recipes import RECIPES
 
 MEASURED = ROOT / "docs" / "accuracy.jsonl"
 OURS = ("default", "gbn-2019")
 PEER_METHODS = ("tp-group-magnitude", "tp-group-taylor", "tp-bn-scale", "tp-group-norm")
+PEER_VERSION = "torch-pruning 1.6.1"
 KEEPS, EPOCHS, SEEDS = (0.6, 0.4, 0.3), (0, 1, 5), (0, 1, 2)
-TRAINING = (
-    "recipes",
-    "training",
-    "learning",
-    "tasks",
-    "augment",
-    "stored_data",
-    "arrays",
-    "batches",
+
+Outcomes = Mapping[str, dict[str, Any]]
+
+# Paths below the root; a folder stands for all of its files.
+MEASURING = (
+    *("benchmarks/accuracy_data.py", "benchmarks/cifar_models.py", "exporters/accuracy.py"),
+    *("exporters/capture.py", "exporters/cleanup.py", "exporters/lean.py", "exporters/macs.py"),
+    *("exporters/session.py", "exporters/to_onnx.py"),
 )
-MAIN_JOB = ("compress", "baseline", "run", "stream_distance")
+LEARNING = (
+    *("recipes", "training", "training_settings", "learning", "tasks", "objectives", "augment"),
+    *("data", "stored_data", "arrays", "batches", "renewal"),
+)
+MAIN_JOB = (
+    *("compress", "baseline", "run", "recovery", "goal", "config_file", "exporting"),
+    "stream_distance",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +63,74 @@ class Cell:
         return f"{self.method}-{self.keep:g}-{self.epochs}-{self.seed}"
 
     def code(self) -> str:
-        """Hash of the settings and of the code that decides the outcome."""
-        names = TRAINING + MAIN_JOB if self.method in OURS else TRAINING
-        files = [ROOT / "pipeline" / f"{name}.py" for name in names]
-        files.append(ROOT / "benchmarks" / "accuracy_data.py")
+        """Hash of what is run, of the code and weights that decide the outcome, and of torch."""
+        names = LEARNING + MAIN_JOB if self.method in OURS else LEARNING
+        paths = [*MEASURING, *(f"pipeline/{name}.py" for name in names)]
         if self.method in OURS:
-            files += sorted((ROOT / "gbn").rglob("*.py"))
+            paths.append("gbn")
         else:
-            files += [ROOT / "gbn" / "ticktock.py", ROOT / "benchmarks" / "accuracy_peers.py"]
-        digest = hashlib.sha256(json.dumps(asdict(self)).encode())
-        for file in files:
-            digest.update(file.read_bytes())
-        return digest.hexdigest()[:12]
+            paths += ["gbn/ticktock.py", "benchmarks/accuracy_peers.py"]
+        said = [version("torch"), PEER_VERSION, *command(self, Path("out"))[1:]]
+        return code_hash(paths, [word.replace(str(ROOT), "") for word in said])
+
+
+def code_hash(paths: Iterable[str], said: Iterable[str]) -> str:
+    """Twelve hex digits of code below the root, of the trained weights and of words."""
+    digest = hashlib.sha256(json.dumps([*said]).encode())
+    digest.update(WEIGHTS.read_bytes() if WEIGHTS.is_file() else b"")
+    for path in paths:
+        for file in _files(ROOT / path):
+            digest.update(_tree(file, file.stat().st_mtime_ns).encode())
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def _tree(file: Path, _changed: int) -> str:
+    return ast.dump(_without_prose(ast.parse(file.read_text())))
+
+
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_dir():
+        yield from sorted(path.rglob("*.py"))
+    else:
+        yield path
+
+
+def _without_prose(tree: ast.Module) -> ast.Module:
+    """Comments are gone already; docstrings and other bare strings go too."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [line for line in body if not _is_text(line)]  # type: ignore[attr-defined]
+    return tree
+
+
+def _is_text(line: ast.stmt) -> bool:
+    return (
+        isinstance(line, ast.Expr)
+        and isinstance(line.value, ast.Constant)
+        and isinstance(line.value.value, str)
+    )
+
+
+def command(cell: Cell, out: Path) -> list[str]:
+    """What runs a cell."""
+    if cell.method not in OURS:
+        where = [cell.method, str(cell.keep), str(cell.epochs), str(cell.seed), str(out)]
+        return [sys.executable, "-m", "benchmarks.accuracy_peers", *where]
+    augment = RECIPES[cell.method].augment(cell.epochs)
+    return [
+        *(sys.executable, "-m", "pipeline.cli", "--target-flops", str(cell.keep)),
+        *("--epochs", str(cell.epochs), "--seed", str(cell.seed), "--recipe", cell.method),
+        *("--channel-multiple", "1", "--augment", augment, "--batch-size", str(BATCH)),
+        *("--data", str(FILE), "--mean", _numbers(MEAN), "--std", _numbers(STD)),
+        *("--arch", f"{ROOT / 'benchmarks/cifar_models.py'}:resnet20", "--input-size", "3,32,32"),
+        *("--device", "cpu", "--out", str(out), "-q", str(WEIGHTS)),
+    ]
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ",".join(str(value) for value in values)
 
 
 def cells(
@@ -80,14 +152,16 @@ def measured() -> dict[str, dict[str, Any]]:
     return {outcome["cell"]: outcome for outcome in map(json.loads, lines)}
 
 
-def is_current(cell: Cell, outcomes: dict[str, dict[str, Any]]) -> bool:
-    """Whether the cell was measured with the code at hand."""
-    return cell.name in outcomes and outcomes[cell.name]["code"] == cell.code()
+def is_current(cell: Cell, outcomes: Outcomes) -> bool:
+    """Whether the cell was measured with the code at hand; a failure is tried again."""
+    found = outcomes.get(cell.name, {"error": "not measured"})
+    return "error" not in found and found["code"] == cell.code()
 
 
 def add(cell: Cell, code: str, outcome: dict[str, Any]) -> None:
     """One line more, in one write: several processes may measure at a time."""
-    line = json.dumps({"cell": cell.name, "code": code} | outcome) + "\n"
+    told = {"cell": cell.name, "code": code, "measured_with": measured_with()}
+    line = json.dumps(told | outcome) + "\n"
     descriptor = os.open(MEASURED, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     with os.fdopen(descriptor, "ab") as sink:
         sink.write(line.encode())

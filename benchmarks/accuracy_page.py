@@ -4,14 +4,13 @@ No command. What enters: cells and their outcomes. What leaves: the page's text:
 recipe stands beside the best peer, then every method, a mean over the seeds that were measured.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from benchmarks.accuracy_cells import PEER_METHODS, Cell, is_current
-from benchmarks.tables import markdown_table, measured_with
-
-Outcomes = Mapping[str, dict[str, Any]]
+from benchmarks.accuracy_cells import PEER_METHODS, Cell, Outcomes, is_current
+from benchmarks.tables import markdown_table
 
 METHOD = """\
 A CIFAR-10 network of 20 layers, trained on the JPEG copy, is cut to a share of its MACs and
@@ -44,93 +43,116 @@ def document(all_cells: Sequence[Cell], outcomes: Outcomes) -> str:
     """The content of docs/accuracy.md."""
     found = [outcomes[cell.name] for cell in all_cells if cell.name in outcomes]
     missing = len(all_cells) - len(found)
-    earlier = len(found) - sum(is_current(cell, dict(outcomes)) for cell in all_cells)
+    earlier = len(found) - sum(is_current(cell, outcomes) for cell in all_cells)
     notes = sorted({outcome["note"] for outcome in found if outcome.get("note")})
     baselines = {outcome["baseline"] for outcome in found if "baseline" in outcome}
     before = f"Before: {max(baselines):.2%} top-1. " if baselines else ""
-    marked = f" {earlier} cells, in rows marked *, are of earlier code." if earlier else ""
+    marked = f" {earlier} cells are of earlier code, or failed." if earlier else ""
     state = f"{missing} of {len(all_cells)} cells are not measured yet" if missing else "complete"
     told = "".join(f"- Torch-Pruning 1.6.1 {note}.\n" for note in notes)
+    machines = dict.fromkeys(outcome.get("measured_with", "unknown") for outcome in found)
     settings = list(dict.fromkeys((cell.keep, cell.epochs) for cell in all_cells))
     beside = [standing(all_cells, outcomes, keep, passes) for keep, passes in settings]
     return (
         "# Accuracy after pruning, beside Torch-Pruning\n\n"
-        f"`make bench-accuracy`, {measured_with()}. {before}State: {state}.{marked}\n\n"
+        f"`make bench-accuracy`. {before}State: {state}.{marked} Figures marked * are of earlier "
+        "code; where a setting was measured with the present code, only that is shown.\n\n"
         f"{METHOD}\n{told}\n"
         "## Beside the best peer\n\n"
-        "Top-1, means over the seeds that both have. `gbn-2019` is the published method.\n\n"
+        "Top-1, means over the seeds that both have; *ahead by*, its mean and, of several seeds, "
+        "its lowest and highest. `gbn-2019` is the published method.\n\n"
         f"{markdown_table(STANDING, beside)}\n"
         "## All methods\n\n"
         "Means over the seeds, top-1 also from its lowest to its highest. Each measurement, with a "
         "hash of the code that decided it: [accuracy.jsonl](accuracy.jsonl).\n\n"
-        f"{markdown_table(HEADER, rows(all_cells, outcomes))}"
+        f"{markdown_table(HEADER, rows(all_cells, outcomes))}\n"
+        "Measured with:\n\n" + "".join(f"- {machine}\n" for machine in machines)
     )
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """Of a method at a setting: outcomes by seed, of the present code if there are any."""
+
+    by_seed: dict[int, dict[str, Any]]
+    mark: str
+    failed: list[str]
+
+    def mean(self, key: str, seeds: Iterable[int] | None = None) -> float | None:
+        """Over the seeds given, or over all; None where nothing is known."""
+        chosen = self.by_seed if seeds is None else seeds
+        known = [self.by_seed[seed][key] for seed in chosen if key in self.by_seed[seed]]
+        return fmean(known) if known else None
+
+
+def _shown(of_seeds: Sequence[Cell], outcomes: Outcomes) -> _Shown:
+    found = {cell.seed: outcomes[cell.name] for cell in of_seeds if cell.name in outcomes}
+    good = {seed: outcome for seed, outcome in found.items() if "error" not in outcome}
+    now = {cell.seed: good[cell.seed] for cell in of_seeds if is_current(cell, outcomes)}
+    failed = [outcome["error"] for outcome in found.values() if "error" in outcome]
+    return _Shown(now or good, "" if now or not good else "*", failed)
 
 
 def rows(all_cells: Sequence[Cell], outcomes: Outcomes) -> list[tuple[str, ...]]:
     """One row a method and setting, measured or not."""
     table = []
     for (keep, passes, method), of_seeds in _by_setting(all_cells).items():
-        found = [outcomes[cell.name] for cell in of_seeds if cell.name in outcomes]
-        current = all(is_current(c, dict(outcomes)) for c in of_seeds if c.name in outcomes)
-        good = [outcome for outcome in found if "error" not in outcome]
-        failed = len(found) - len(good)
-        begin = (f"{keep:.0%}", str(passes), method + ("" if current else "*"))
-        if not good:
-            why = f"failed: {found[0]['error']}" if found else "not measured yet"
-            table.append((*begin, str(len(found)), why, *[""] * 8))
+        shown = _shown(of_seeds, outcomes)
+        begin = (f"{keep:.0%}", str(passes), method + shown.mark)
+        count = str(len(shown.by_seed))
+        if shown.failed:
+            count += f", {len(shown.failed)} failed: {shown.failed[0]}"
+        if not shown.by_seed:
+            blank = [""] * (len(HEADER) - 5)
+            table.append((*begin, count, "not measured yet", *blank))
             continue
-        tops = [outcome["accuracy"] for outcome in good]
+        tops = [outcome["accuracy"] for outcome in shown.by_seed.values()]
+        shares = [shown.mean(key) for key in ("flops_kept", "params_kept")]
+        amounts = [shown.mean(key) for key in ("images", "seconds", "cpu_seconds")]
         table.append(
             (
-                *begin,
-                str(len(good)) + (f", {failed} failed" if failed else ""),
+                *(*begin, count),
                 *(f"{top:.2%}" for top in (fmean(tops), min(tops), max(tops))),
-                *(f"{fmean(o[key] for o in good):.1%}" for key in ("flops_kept", "params_kept")),
-                *(_mean(good, key) for key in ("images", "seconds", "cpu_seconds")),
-                str(max(outcome["peak_mib"] for outcome in good)),
+                *("" if share is None else f"{share:.1%}" for share in shares),
+                *("" if amount is None else f"{amount:,.0f}" for amount in amounts),
+                str(max(outcome["peak_mib"] for outcome in shown.by_seed.values())),
             )
         )
     return table
-
-
-def _mean(outcomes: Sequence[dict[str, Any]], key: str) -> str:
-    found = [outcome[key] for outcome in outcomes if key in outcome]
-    return f"{fmean(found):,.0f}" if found else ""
 
 
 def standing(
     all_cells: Sequence[Cell], outcomes: Outcomes, keep: float, passes: int
 ) -> tuple[str, ...]:
     """The default recipe beside the best peer at one setting, on the seeds that both have."""
-    by_method = {
-        method: {
-            cell.seed: outcomes[cell.name]["accuracy"]
-            for cell in of_seeds
-            if "accuracy" in outcomes.get(cell.name, {})
-        }
+    shown = {
+        method: _shown(of_seeds, outcomes)
         for (share, number, method), of_seeds in _by_setting(all_cells).items()
         if (share, number) == (keep, passes)
     }
-    own = by_method.get("default", {})
-    seeds = set(own)
-    shared = {
-        method: [tops[seed] for seed in sorted(seeds & set(tops))]
-        for method, tops in by_method.items()
-    }
     begin = (f"{keep:.0%}", str(passes))
-    peers = {m: fmean(tops) for m, tops in shared.items() if m in PEER_METHODS and tops}
-    if not own or not peers:
+    own = shown["default"]
+    shared = {m: sorted(own.by_seed.keys() & s.by_seed.keys()) for m, s in shown.items()}
+    peers = {m: shown[m].mean("accuracy", shared[m]) for m in PEER_METHODS if shared.get(m)}
+    if not peers:
         return (*begin, "not measured yet", "", "", "")
-    best = max(peers, key=lambda method: peers[method])
-    common = [own[seed] for seed in sorted(seeds & set(by_method[best]))]
-    published = shared.get("gbn-2019", [])
+    best = max(peers, key=lambda method: peers[method] or 0.0)
+    ahead = [
+        100 * (own.by_seed[seed]["accuracy"] - shown[best].by_seed[seed]["accuracy"])
+        for seed in shared[best]
+    ]
+    spread = f" [{min(ahead):+.2f}, {max(ahead):+.2f}]" if len(ahead) > 1 else ""
+
+    def told(method: str, seeds: Sequence[int]) -> str:
+        mean = shown[method].mean("accuracy", seeds) if seeds else None
+        if mean is None:
+            return "not measured yet"
+        return f"{mean:.2%}{shown[method].mark} (n = {len(seeds)})"
+
     return (
-        *begin,
-        f"{fmean(common):.2%} (n = {len(common)})",
-        f"{peers[best]:.2%}, {best}",
-        f"{100 * (fmean(common) - peers[best]):+.2f} points",
-        f"{fmean(published):.2%} (n = {len(published)})" if published else "not measured yet",
+        *(*begin, told("default", shared[best]), f"{told(best, shared[best])}, {best}"),
+        f"{fmean(ahead):+.2f} points{spread}",
+        told("gbn-2019", shared.get("gbn-2019", [])) if "gbn-2019" in shown else "",
     )
 
 

@@ -5,8 +5,9 @@ all channels, as You et al. 2019 (arXiv 1909.08174, figure 4) compare scores, an
 no training and no refit; top-1 with norm statistics as they were, and with renewed ones. Three
 scores: the gate's Θ, |γ| of the batch norm, and the activation-Taylor score of Molchanov et al.
 2017 (arXiv 1611.06440, equation 8, with the l2 normalisation within a layer that they add). Each
-goes the same way: at once, or in cuts of a tenth of what is left with scores taken anew. Writes
-docs/scores-alone.md.
+goes the same way: at once, or in cuts of a tenth of what is left with scores taken anew. Where
+channels can only go together, Θ is their sum, since losses add up; the other two are no losses, and
+their mean is taken, as libraries do. Writes docs/scores-alone.md.
 """
 
 import copy
@@ -44,9 +45,16 @@ def gate(
     model: nn.Module, groups: gbn.ChannelGroups, alive: Mask, batches: list[Batch]
 ) -> gbn.Scores:
     """Θ, summed over small batches as the default recipe does."""
+    return gate_of_large(model, groups, alive, [*_small(batches)])
+
+
+def gate_of_large(
+    model: nn.Module, groups: gbn.ChannelGroups, alive: Mask, batches: list[Batch]
+) -> gbn.Scores:
+    """Θ, summed over the batches as they come."""
     with gbn.Gates(model, groups) as gates:
         with Frozen(model, keep={id(phi) for phi in gates.phi.values()}):
-            for images, labels in _small(batches):
+            for images, labels in batches:
                 F.cross_entropy(model(images), labels).backward()
                 gates.accumulate()
         return gates.scores(alive)
@@ -61,7 +69,7 @@ def gamma(
         site.key: model.get_parameter(site.tensors[0][0]).detach().abs().double().numpy()
         for site in groups.gates
     }
-    return _of_atoms(groups, alive, per_site, "gamma")
+    return _mean_of_atoms(groups, alive, per_site, "gamma")
 
 
 def activation_taylor(
@@ -69,7 +77,8 @@ def activation_taylor(
 ) -> gbn.Scores:
     """|mean over places of activation · gradient|, a mean over images, of unit length a layer.
 
-    Taken at what a norm gives, which is what enters the ReLU: their products are the same.
+    Taken at what a norm gives. Where a ReLU alone reads that, the products on its other side are
+    the same; where an addition does, this is what the block itself adds.
     """
     seen: dict[str, Tensor] = {}
 
@@ -94,11 +103,12 @@ def activation_taylor(
                 totals[key] = totals.get(key, 0.0) + products.double().numpy()
     model.zero_grad(set_to_none=True)
     per_site = {key: total / np.linalg.norm(total) for key, total in totals.items()}
-    return _of_atoms(groups, alive, per_site, "activation-Taylor")
+    return _mean_of_atoms(groups, alive, per_site, "activation-Taylor")
 
 
 SCORES: dict[str, Score] = {
-    "gate": gate,
+    "gate, batches of 16": gate,
+    "gate, batches of 128": gate_of_large,
     "activation-Taylor": activation_taylor,
     "gamma": gamma,
 }
@@ -109,15 +119,17 @@ def _small(batches: list[Batch]) -> Iterable[Batch]:
         yield from in_small_batches(images, labels, SCORE_BATCH)
 
 
-def _of_atoms(
+def _mean_of_atoms(
     groups: gbn.ChannelGroups, alive: Mask, per_site: dict[str, Values], kind: str
 ) -> gbn.Scores:
-    whole = {}
+    whole, ones = {}, {}
     for site in groups.gates:
         dim = groups.dims[site.dim]
         whole[site.key] = np.zeros(dim.size)
         whole[site.key][dim.kept(alive)] = per_site[site.key]
-    return atom_scores(groups, whole, kind)
+        ones[site.key] = np.ones(dim.size)
+    members = atom_scores(groups, ones, kind).values
+    return gbn.Scores(atom_scores(groups, whole, kind).values / np.maximum(members, 1), kind)
 
 
 def cuts(keeps: Iterable[float], step: float) -> list[float]:
@@ -188,8 +200,10 @@ def main() -> int:
         "A CIFAR-10 network of 20 layers, trained on the JPEG copy, is cut by one threshold over "
         "all channels and recovers nothing: no training, no refit; norm statistics as they were, "
         f"or renewed. Scores are of {sum(len(labels) for _, labels in images):,} training images; "
-        "top-1 is of all 10,000 test images. `gate` is Θ, `gamma` the size of the norm's scale, "
-        "`activation-Taylor` that of Molchanov et al. 2017 (arXiv 1611.06440).\n\n"
+        "top-1 is of all 10,000 test images, of one draw of images. `gate` is Θ, `gamma` the size "
+        "of the norm's scale, `activation-Taylor` that of Molchanov et al. 2017 (arXiv "
+        "1611.06440), which is taken image by image. Where channels can only go together, Θ is "
+        "their sum, since losses add up, and the other two are their mean.\n\n"
         + markdown_table(header, rows)
     )
     return 0

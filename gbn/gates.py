@@ -92,9 +92,9 @@ class Gates:
     def accumulate(self, *, keep_gradients: bool = False) -> None:
         """Add |∂L/∂φ·φ| of the batch whose `backward()` just ran; call once a batch.
 
-        A batch is one draw of a quantity that is mostly noise at an optimum, so many small batches
-        rank channels better than few large ones of the same images. `keep_gradients`: for an
-        optimizer that moves the gates afterwards.
+        A batch is one draw of a quantity that is mostly noise at an optimum: many small batches are
+        more draws than few large ones of the same images. `keep_gradients`: for an optimizer that
+        moves the gates afterwards.
         """
         with torch.no_grad():
             for name, phi in self.phi.items():

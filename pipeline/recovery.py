@@ -91,6 +91,7 @@ def prepare(
         return Recovery(trainer=None, made=made)
     original = copy.deepcopy(baseline.loaded.module)
     check = checkup.against_original(made.compared_on, original, made.classes)
+    # augmented here means mixtures of made images, from which the network learns as well
     recipe = replace(goal.recipe, score_augmented=True)
     lesson = _Lesson(made.data, made.objective, MADE_PEAK_LR, recipe, check)
     trainer = _trainer(config, baseline, lesson, console, ranks)

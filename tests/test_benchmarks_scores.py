@@ -61,6 +61,28 @@ def test_gamma_is_the_size_of_the_scale_also_of_a_network_that_was_cut(net: Any)
     assert np.allclose(cut[second], model[4].weight.detach().abs())
 
 
+def test_members_of_a_residual_stream_stand_at_their_mean(
+    randomised: Callable[[nn.Module], nn.Module],
+) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.first = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6)
+            self.inner, self.second = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+            self.last = nn.Conv2d(6, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.first(self.stem(x)))
+            return self.last(torch.relu(x + self.second(self.inner(x)))).mean((2, 3))
+
+    model = randomised(Residual()).eval()
+    groups = gbn.trace(model, torch.randn(1, 3, 4, 4))
+    alive = np.ones(groups.num_atoms, dtype=np.bool_)
+    (stream,) = (np.array(group.atoms) for group in groups.groups if not group.frozen)
+    found = gamma(model, groups, alive, []).values[stream]
+    assert np.allclose(found, (model.first.weight.abs() + model.second.weight.abs()).detach() / 2)
+
+
 def test_cuts_pass_through_every_share_that_is_shown() -> None:
     assert cuts([0.3, 0.6], 0.0) == [0.6, 0.3]
     assert cuts([0.6, 0.3], 0.5) == [0.6, 0.3]
