@@ -56,7 +56,7 @@ def document(all_cells: Sequence[Cell], outcomes: Outcomes) -> str:
     return (
         "# Accuracy after pruning, beside Torch-Pruning\n\n"
         f"`make bench-accuracy`. {before}State: {state}.{marked} Figures marked * are of earlier "
-        "code; where a setting was measured with the present code, only that is shown.\n\n"
+        "code, at least of one seed.\n\n"
         f"{METHOD}\n{told}\n"
         "## Beside the best peer\n\n"
         "Top-1, means over the seeds that both have; *ahead by*, its mean and, of several seeds, "
@@ -72,25 +72,28 @@ def document(all_cells: Sequence[Cell], outcomes: Outcomes) -> str:
 
 @dataclass(frozen=True)
 class _Shown:
-    """Of a method at a setting: outcomes by seed, of the present code if there are any."""
+    """Of a method at a setting: good outcomes by seed, those of the present code, and failures."""
 
     by_seed: dict[int, dict[str, Any]]
-    mark: str
+    present: frozenset[int]
     failed: list[str]
 
-    def mean(self, key: str, seeds: Iterable[int] | None = None) -> float | None:
-        """Over the seeds given, or over all; None where nothing is known."""
-        chosen = self.by_seed if seeds is None else seeds
-        known = [self.by_seed[seed][key] for seed in chosen if key in self.by_seed[seed]]
+    def mark(self, seeds: Iterable[int]) -> str:
+        """A star where one of these seeds is of earlier code."""
+        return "" if self.present.issuperset(seeds) else "*"
+
+    def mean(self, key: str, seeds: Iterable[int]) -> float | None:
+        """Over these seeds; None where nothing is known."""
+        known = [self.by_seed[seed][key] for seed in seeds if key in self.by_seed[seed]]
         return fmean(known) if known else None
 
 
 def _shown(of_seeds: Sequence[Cell], outcomes: Outcomes) -> _Shown:
     found = {cell.seed: outcomes[cell.name] for cell in of_seeds if cell.name in outcomes}
     good = {seed: outcome for seed, outcome in found.items() if "error" not in outcome}
-    now = {cell.seed: good[cell.seed] for cell in of_seeds if is_current(cell, outcomes)}
+    present = frozenset(cell.seed for cell in of_seeds if is_current(cell, outcomes))
     failed = [outcome["error"] for outcome in found.values() if "error" in outcome]
-    return _Shown(now or good, "" if now or not good else "*", failed)
+    return _Shown(good, present, failed)
 
 
 def rows(all_cells: Sequence[Cell], outcomes: Outcomes) -> list[tuple[str, ...]]:
@@ -98,24 +101,26 @@ def rows(all_cells: Sequence[Cell], outcomes: Outcomes) -> list[tuple[str, ...]]
     table = []
     for (keep, passes, method), of_seeds in _by_setting(all_cells).items():
         shown = _shown(of_seeds, outcomes)
-        begin = (f"{keep:.0%}", str(passes), method + shown.mark)
-        count = str(len(shown.by_seed))
+        # earlier code never enters a mean beside the present
+        seeds = sorted(shown.present or shown.by_seed)
+        begin = (f"{keep:.0%}", str(passes), method + shown.mark(seeds))
+        count = str(len(seeds))
         if shown.failed:
             count += f", {len(shown.failed)} failed: {shown.failed[0]}"
-        if not shown.by_seed:
+        if not seeds:
             blank = [""] * (len(HEADER) - 5)
             table.append((*begin, count, "not measured yet", *blank))
             continue
-        tops = [outcome["accuracy"] for outcome in shown.by_seed.values()]
-        shares = [shown.mean(key) for key in ("flops_kept", "params_kept")]
-        amounts = [shown.mean(key) for key in ("images", "seconds", "cpu_seconds")]
+        tops = [shown.by_seed[seed]["accuracy"] for seed in seeds]
+        shares = [shown.mean(key, seeds) for key in ("flops_kept", "params_kept")]
+        amounts = [shown.mean(key, seeds) for key in ("images", "seconds", "cpu_seconds")]
         table.append(
             (
                 *(*begin, count),
                 *(f"{top:.2%}" for top in (fmean(tops), min(tops), max(tops))),
                 *("" if share is None else f"{share:.1%}" for share in shares),
                 *("" if amount is None else f"{amount:,.0f}" for amount in amounts),
-                str(max(outcome["peak_mib"] for outcome in shown.by_seed.values())),
+                str(max(shown.by_seed[seed]["peak_mib"] for seed in seeds)),
             )
         )
     return table
@@ -147,7 +152,7 @@ def standing(
         mean = shown[method].mean("accuracy", seeds) if seeds else None
         if mean is None:
             return "not measured yet"
-        return f"{mean:.2%}{shown[method].mark} (n = {len(seeds)})"
+        return f"{mean:.2%}{shown[method].mark(seeds)} (n = {len(seeds)})"
 
     return (
         *(*begin, told("default", shared[best]), f"{told(best, shared[best])}, {best}"),
