@@ -80,6 +80,25 @@ def require_same_shapes(expected: list[Array], actual: list[Array], session: Ses
         )
 
 
+def slice_difference(expected: Array, actual: Array) -> float:
+    """The largest difference, relative to the scale of the channel or column that it stands in.
+
+    Slices are those along axis 1 and, of more than two dimensions, along the last. One scale for
+    all would hide class scores beside coordinates. A slice counts as having at least a tenth of the
+    whole's scale, since rounding errors come from what is large. Infinite as for
+    `relative_difference`.
+    """
+    worst, scale = relative_difference(expected, actual)
+    if worst == 0 or math.isinf(worst) or expected.ndim < 2:
+        return worst
+    apart = np.abs(expected.astype(np.float64) - actual.astype(np.float64))
+    for axis in {1, expected.ndim - 1} if expected.ndim > 2 else {1}:
+        others = tuple(a for a in range(expected.ndim) if a != axis)
+        own = np.abs(expected).max(axis=others).astype(np.float64)
+        worst = max(worst, float((apart.max(axis=others) / np.maximum(own, 0.1 * scale)).max()))
+    return worst
+
+
 def relative_difference(expected: Array, actual: Array) -> tuple[float, float]:
     """max |difference| / max |expected|, and max |expected|; infinite where one is not finite."""
     if expected.size == 0:

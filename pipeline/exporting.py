@@ -16,6 +16,7 @@ import exporters
 from pipeline.config import DEFAULT_OPSET, MIN_OPSET, RunConfig
 from pipeline.console import RunConsole
 from pipeline.errors import one_line
+from pipeline.given_onnx import differs_from_given
 from pipeline.importers import LoadedModel
 from pipeline.importers.onnx_in import Port
 from pipeline.importers.onnx_in.interface import larger
@@ -89,7 +90,8 @@ def export_baseline(
     if interface is not None and interface.open_sizes:
         try:
             loaded = _written(config, loaded, path, console)
-            reason = _differs_elsewhere(config, loaded, path)
+            reason = _differs_from_network(config, loaded, path)
+            reason = reason or differs_from_given(config.model.path, loaded, path)
         except exporters.ExportError as error:
             reason = one_line(error)
         if reason is None:
@@ -129,7 +131,7 @@ def _with_interface(loaded: LoadedModel, note: str, **changed: Any) -> LoadedMod
     return replace(loaded, interface=interface, warnings=(*loaded.warnings, note))
 
 
-def _differs_elsewhere(config: RunConfig, loaded: LoadedModel, path: Path) -> str | None:
+def _differs_from_network(config: RunConfig, loaded: LoadedModel, path: Path) -> str | None:
     """Why the file is wrong at other sizes than it was exported at; None if it is right."""
     images = at_other_sizes(loaded, torch.zeros(1, *loaded.input_size))
     assert images is not None, "asked only where sizes are free"

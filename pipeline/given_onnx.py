@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import exporters
-from exporters.file_parity import relative_difference
+from exporters.file_parity import slice_difference
 from exporters.session import Array, Session
 from pipeline.console import RunConsole
 from pipeline.errors import UsageError, one_line
@@ -19,9 +19,13 @@ from pipeline.importers import LoadedModel
 
 _BATCHES = (1, 3)
 _TOLERANCE = 1e-4
+_OTHER_SIZES = ((1.0, 1), (1.0, -5), (1.0, 24), (0.5, 1))
+"""Factor and places more than the input size has, where a height or width is free."""
 _LARGER = 1.05
 _MORE_BYTES = 2**16
 """Beyond the user's file: what names and shapes may add to it."""
+_CHOSEN_OTHERWISE = 0.01
+"""Of whole numbers, which rounding may move from one to another where two values tie."""
 _MISREAD = "what was read of it, by a fault of the importer (please report it), gives"
 
 
@@ -43,6 +47,46 @@ def beside_given(
         console.warn(note)
     warned = replace(loaded, warnings=(*loaded.warnings, *notes))
     return warned, replace(cost, size_bytes=size)
+
+
+def differs_from_given(given: Path, loaded: LoadedModel, written: Path) -> str | None:
+    """Why `written` is no stand-in for `given` at other sizes than its input size; None if it is.
+
+    What was rounded on its way from one size to another shows at sizes that do not divide alone.
+    Sizes at which the given file itself does not run say nothing.
+    """
+    interface = loaded.interface
+    assert interface is not None, "asked for ONNX files alone"
+    try:
+        theirs = exporters.open_session(given)
+    except exporters.ExportError:
+        return None
+    ours = exporters.open_session(written)
+    generator = torch.Generator().manual_seed(0)
+    tolerance = exporters.FP16_TOLERANCE if interface.in_half else _TOLERANCE
+    for factor, more in _OTHER_SIZES:
+        sizes = [
+            max(int(size * factor) + more, 1) if axis in interface.open_sizes else size
+            for axis, size in enumerate(loaded.input_size, start=1)
+        ]
+        shape = (interface.fixed_batch or 1, *sizes)
+        images = torch.randn(shape, generator=generator).numpy()
+        try:
+            expected = _run(theirs, images)
+        except exporters.ExportError:
+            continue
+        if not all(np.isfinite(values).all() for values in expected):
+            continue
+        try:
+            found = _run(ours, images)
+        except exporters.ExportError as error:
+            return f"at {list(shape)} the exported file does not run: {one_line(error)}"
+        if [x.shape for x in expected] != [x.shape for x in found]:
+            return f"at {list(shape)} the exported file gives other sizes than the given one"
+        pairs = [p for p in zip(expected, found, strict=True) if _is_float(p[0])]
+        if any(slice_difference(*pair) > tolerance for pair in pairs):
+            return f"at {list(shape)} the exported file gives other values than the given one"
+    return None
 
 
 def _differences(given: Path, loaded: LoadedModel, written: Path) -> list[str]:
@@ -81,11 +125,25 @@ def _compared(
     wanted, got = ([list(x.shape) for x in outputs] for outputs in (expected, found))
     if [x.size for x in expected] != [x.size for x in found]:
         raise UsageError(f"{given}: gives {wanted} at batch {len(images)}, {_MISREAD} {got}")
-    apart = max(_difference(*pair) for pair in zip(expected, found, strict=True))
+    pairs = list(zip(expected, found, strict=True))
+    floats = [slice_difference(a, b.reshape(a.shape)) for a, b in pairs if _is_float(a)]
+    apart = max(floats, default=0.0)
     if apart > tolerance:
         raise UsageError(
             f"{given}: at batch {len(images)}, {_MISREAD} values {apart:.1e} of the outputs' scale "
             "away from the file's own"
+        )
+    chosen = [float((a.ravel() != b.ravel()).mean()) for a, b in pairs if not _is_float(a)]
+    otherwise = max((share for share in chosen if not np.isnan(share)), default=0.0)
+    if otherwise > _CHOSEN_OTHERWISE and not floats:
+        raise UsageError(
+            f"{given}: at batch {len(images)}, {_MISREAD} other whole numbers at {otherwise:.1%} "
+            "of the places"
+        )
+    if otherwise:
+        return (
+            f"{otherwise:.1%} of an output's whole numbers are others than the given file's: where "
+            "values tie, rounding decides"
         )
     if wanted != got:
         return f"the given file gives {wanted}, the exported one {got}, of the same values"
@@ -97,8 +155,5 @@ def _run(session: Session, images: Array) -> list[Array]:
     return session.run({name: session.as_input(name, images)})
 
 
-def _difference(expected: Array, found: Array) -> float:
-    """Relative to the scale; of whole numbers none, which rounding may move from one to another."""
-    if not np.issubdtype(expected.dtype, np.floating):
-        return 0.0
-    return relative_difference(expected.ravel(), found.ravel())[0]
+def _is_float(values: Array) -> bool:
+    return bool(np.issubdtype(values.dtype, np.floating))

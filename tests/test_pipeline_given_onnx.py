@@ -13,10 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import exporters
+from exporters.file_parity import relative_difference, slice_difference
 from pipeline.cli import main
 from pipeline.console import RunConsole
 from pipeline.errors import UsageError
-from pipeline.given_onnx import beside_given
+from pipeline.given_onnx import beside_given, differs_from_given
 from pipeline.importers import LoadedModel, ModelSource, load_model
 from pipeline.importers.onnx_in import import_onnx
 
@@ -96,6 +97,85 @@ def test_what_cannot_be_compared_is_told_once(
     onnx.save(proto, broken)
     found, _ = beside(broken, loaded, written)
     assert "onnxruntime does not load the given file" in found.warnings[-1]
+
+
+def labelled(path: Path, sign: float, *, with_scores: bool) -> Path:
+    """Labels of an image's places, and the class scores beside them if asked."""
+    weights = np.random.default_rng(0).standard_normal((5, 3, 1, 1)).astype("f4")
+    named = [numpy_helper.from_array(sign * weights, "w")]
+    nodes = [
+        helper.make_node("Conv", ["pixels", "w"], ["c"]),
+        helper.make_node("ArgMax", ["c"], ["labels"], axis=1),
+        helper.make_node("Abs", ["c"], ["scores"]),
+    ]
+    outputs = [helper.make_tensor_value_info("labels", TensorProto.INT64, None)]
+    if with_scores:
+        outputs.append(helper.make_tensor_value_info("scores", TensorProto.FLOAT, None))
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["images", 3, 8, 8])
+    graph = helper.make_graph(nodes, "g", [pixels], outputs, named)
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return path
+
+
+def test_labels_are_compared_and_refused_where_nothing_else_could_tell(tmp_path: Path) -> None:
+    given = labelled(tmp_path / "a.onnx", 1.0, with_scores=False)
+    loaded = load_model(ModelSource(path=given))
+    beside(given, loaded, given)
+    other = labelled(tmp_path / "b.onnx", -1.0, with_scores=False)
+    with pytest.raises(UsageError, match=r"other whole numbers at [0-9.]+% of the places"):
+        beside(given, loaded, other)
+    both = [labelled(tmp_path / f"{s}.onnx", s, with_scores=True) for s in (1.0, -1.0)]
+    found, _ = beside(both[0], load_model(ModelSource(path=both[0])), both[1])
+    assert "of an output's whole numbers are others than the given file's" in found.warnings[-1]
+
+
+def test_small_channels_are_judged_by_their_own_scale() -> None:
+    boxes = np.full((1, 4, 5), 1280.0, np.float32)
+    scores = np.full((1, 2, 5), 0.5, np.float32)
+    scores[0, 1] = 0.4
+    right = np.concatenate([boxes, scores], axis=1)
+    wrong = right.copy()
+    wrong[0, 4], wrong[0, 5] = 0.4, 0.5
+    assert relative_difference(right, wrong)[0] < 1e-4
+    assert slice_difference(right, wrong) == pytest.approx(0.1 / 128, rel=1e-3)
+    columns = right.transpose(0, 2, 1)
+    assert slice_difference(columns, wrong.transpose(0, 2, 1)) == pytest.approx(0.1 / 128, rel=1e-3)
+    assert slice_difference(right, right) == 0.0
+
+
+def test_a_file_that_is_right_at_the_input_size_alone_does_not_stand_for_the_given_one(
+    tmp_path: Path,
+) -> None:
+    def file(name: str, rounded: bool) -> Path:
+        weights = [
+            numpy_helper.from_array(np.ones((4, 3, 1, 1), np.float32), "w"),
+            numpy_helper.from_array(np.int64(2), "second"),
+            numpy_helper.from_array(np.float32(1 / 16), "a"),
+        ]
+        nodes = [
+            helper.make_node("Conv", ["pixels", "w"], ["c"]),
+            helper.make_node("Shape", ["pixels"], ["s"]),
+            helper.make_node("Gather", ["s", "second"], ["h"]),
+            helper.make_node("Cast", ["h"], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("Mul", ["f", "a"], ["g"]),
+            helper.make_node("Floor" if rounded else "Identity", ["g"], ["d"]),
+            helper.make_node("Div", ["c", "d"], ["y"]),
+        ]
+        ports = [
+            helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["n", 3, "high", "wide"]),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+        ]
+        graph = helper.make_graph(nodes, "g", ports[:1], ports[1:], weights)
+        opset = [helper.make_opsetid("", 18)]
+        onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), tmp_path / name)
+        return tmp_path / name
+
+    given = file("given.onnx", rounded=True)
+    loaded = load_model(ModelSource(path=given, input_size=(3, 32, 32)))
+    assert differs_from_given(given, loaded, given) is None
+    reason = differs_from_given(given, loaded, file("other.onnx", rounded=False))
+    assert reason == "at [1, 3, 33, 33] the exported file gives other values than the given one"
 
 
 @pytest.mark.parametrize("limit", [1, 50], ids=["one image", "many images"])

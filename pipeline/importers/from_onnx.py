@@ -17,8 +17,10 @@ from typing import Any
 
 import onnx
 import torch
-from torch import fx
+from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
+from exporters.file_parity import slice_difference
 from pipeline.errors import UsageError, one_line
 from pipeline.importers.callables import FOREIGN_ERRORS
 from pipeline.importers.onnx_in import ImportedOnnx, Interface, import_onnx, import_proto
@@ -27,6 +29,8 @@ from pipeline.importers.source import ModelSource
 
 _SCRIPT_OPSET = 17
 """Of the ONNX file in between: the newest that torch's TorchScript exporter writes without loss."""
+_BATCHES = (1, 3)
+_TOLERANCE = 1e-4
 _FLOATS = (torch.float32, torch.float16, torch.float64)
 
 
@@ -52,6 +56,7 @@ def load_torchscript(source: ModelSource) -> tuple[fx.GraphModule, Interface, li
     except UsageError as error:
         raise type(error)(f"{path}: {error}") from error
     module, interface, notes = _for_main_job(imported, source)
+    _require_same(path, module, source.input_size)
     # What the file in between is called and made of says nothing about the user's file.
     return module, replace(interface, metadata={}, doc_string=""), notes
 
@@ -77,6 +82,27 @@ def _as_onnx(path: Path, input_size: tuple[int, int, int]) -> onnx.ModelProto:
     except (*FOREIGN_ERRORS, torch.onnx.errors.OnnxExporterError) as error:
         raise UsageError(f"torch cannot read or translate it ({one_line(error)})") from error
     return onnx.load_model_from_string(buffer.getvalue())
+
+
+def _require_same(path: Path, module: nn.Module, input_size: tuple[int, ...]) -> None:
+    """Neither torch's exporter nor the importer may have changed what the file computes."""
+    script = torch.jit.load(path, map_location="cpu").eval()
+    generator = torch.Generator().manual_seed(0)
+    for batch in _BATCHES:
+        images = torch.randn(batch, *input_size, generator=generator)
+        with torch.no_grad():
+            expected, found = (tree_leaves(net(images)) for net in (script, module))
+        pairs = [
+            (a.numpy(), b.numpy())
+            for a, b in zip(expected, found, strict=False)
+            if isinstance(a, torch.Tensor) and a.is_floating_point()
+        ]
+        if any(a.shape != b.shape or slice_difference(a, b) > _TOLERANCE for a, b in pairs):
+            raise UsageError(
+                f"{path}: what was read of it gives other values than the script itself at batch "
+                f"{batch}, by a fault of the translation to ONNX or of the importer: save the "
+                "module itself (torch.save), or a state dict with --arch"
+            )
 
 
 @contextlib.contextmanager

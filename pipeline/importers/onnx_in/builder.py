@@ -60,7 +60,8 @@ class Builder:
             node.input[0] for node in nodes_of(source.proto.graph) if node.op_type == "Slice"
         )
         self._lone_users = _lone_users(source.proto.graph)
-        self._scopes: list[dict[str, Value]] = [self._weights(source.weights)]
+        self._main = self._weights(source.weights)
+        self._scopes: list[dict[str, Value]] = [self._main]
 
     # --- what `Op` asks for
 
@@ -91,7 +92,7 @@ class Builder:
     def bias_after(self, node: onnx.NodeProto, width: int) -> Const | None:
         """The constant row that the only user of `node`'s result adds to it; that Add is done."""
         user = self._lone_users.get(node.output[0])
-        if user is None or user.op_type != "Add" or len(self._scopes) > 1:
+        if user is None or user.op_type != "Add" or not self._in_main_graph:
             return None
         other = user.input[1] if user.input[0] == node.output[0] else user.input[0]
         row = self._scopes[0].get(other)
@@ -99,6 +100,11 @@ class Builder:
             return None
         self._absorbed[user.output[0]] = node.output[0]
         return row
+
+    @property
+    def _in_main_graph(self) -> bool:
+        """Neither in a branch nor in a definition, which have names of their own."""
+        return len(self._scopes) == 1 and self._scopes[0] is self._main
 
     def num_slices(self, node: onnx.NodeProto) -> int:
         """How many slices are cut from what `node` cuts its from."""
@@ -184,7 +190,7 @@ class Builder:
             self._run_node(node)
 
     def _run_node(self, node: onnx.NodeProto) -> None:
-        if node.output and node.output[0] in self._absorbed:
+        if node.output and node.output[0] in self._absorbed and self._in_main_graph:
             self._scopes[-1][node.output[0]] = self.lookup(self._absorbed[node.output[0]])
             return
         import_op = find_importer(node.op_type, self.opset) or self._by_definition
@@ -282,13 +288,13 @@ class Builder:
 
 
 def _lone_users(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Value name -> the one node that reads it, where there is just one and no other use."""
-    users: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
-    for node in nodes_of(graph):
-        for name in node.input:
-            users[name].append(node)
-    outputs = {value.name for value in graph.output}
-    return {n: found[0] for n, found in users.items() if len(found) == 1 and n not in outputs}
+    """Value name -> the one node of the graph itself that reads it, where there is no other use.
+
+    Branches count as uses: what they read must be there.
+    """
+    num_uses = Counter(name for node in nodes_of(graph) for name in node.input)
+    num_uses.update(value.name for value in graph.output)
+    return {name: node for node in graph.node for name in node.input if num_uses[name] == 1}
 
 
 def _version(op: str, opset: int) -> Any:

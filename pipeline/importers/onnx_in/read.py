@@ -14,7 +14,7 @@ import onnx.inliner
 import torch
 
 from pipeline.importers.onnx_in.errors import FOREIGN, UsageError, one_line
-from pipeline.importers.onnx_in.foreign import STANDARD, refuse_foreign
+from pipeline.importers.onnx_in.foreign import STANDARD, nodes_of, refuse_foreign
 from pipeline.importers.onnx_in.sorting import sort_graph
 from pipeline.importers.onnx_in.tensors import from_sparse, to_torch
 
@@ -153,9 +153,17 @@ def _inlined(proto: onnx.ModelProto) -> onnx.ModelProto:
     if size_of(list(proto.graph.node), ()) > MAX_EXPANDED_NODES:
         raise UsageError(f"its functions expand to over {MAX_EXPANDED_NODES} nodes: not supported")
     try:
-        return onnx.inliner.inline_local_functions(proto)
+        inlined = onnx.inliner.inline_local_functions(proto)
     except FOREIGN as error:
         raise UsageError(f"its functions cannot be expanded ({one_line(error)})") from error
+    # the inliner passes over functions of another opset than the file's
+    left = sorted({n.op_type for n in nodes_of(inlined.graph) if n.domain not in STANDARD})
+    if left:
+        raise UsageError(
+            f"its functions {', '.join(left)} are of another opset than the file "
+            f"({_opset(proto)}): bring them to one, with onnx.version_converter or a new export"
+        )
+    return inlined
 
 
 def _check(proto: onnx.ModelProto, weights: dict[str, torch.Tensor]) -> None:

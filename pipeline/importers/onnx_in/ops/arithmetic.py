@@ -35,7 +35,9 @@ def scalar_divide(a: Any, b: Any) -> Any:
 
 
 def scalar_where(condition: Any, a: Any, b: Any) -> Any:
-    """`a` where the condition holds, else `b`."""
+    """`a` where the condition holds, else `b`; undecided while a graph of any size is captured."""
+    if isinstance(condition, torch.SymBool):
+        return torch.sym_ite(condition, a, b)
     return a if condition else b
 
 
@@ -100,10 +102,14 @@ def on_items(op: Op, function: Callable[..., Any], items: list[Items], name: str
     """The op on each position of lists of numbers; scalars count for every position."""
     spread = np.broadcast_arrays(*(item.places for item in items))
     columns = [item.moved(places).values for item, places in zip(items, spread, strict=True)]
-    dtype = torch.bool if name in _COMPARE else items[-1].dtype
+    # all inputs are of one type but those of Pow, whose result is of the base's, and of Where
+    like = items[0 if name == "Pow" else -1]
+    dtype = torch.bool if name in _COMPARE else like.dtype
     values = []
     for row in zip(*columns, strict=True):
         value = op.call(function, *row)
+        if name == "Pow" and not dtype.is_floating_point:
+            value = op.call(cast_number, value, dtype)
         if dtype is torch.float32:
             value = op.call(single, value)
         values.append(value)
@@ -188,12 +194,16 @@ def _through_int64(function: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: T
 
 
 def round_up(x: Any) -> Any:
-    """math.ceil, as a float."""
+    """math.ceil, as a float; also of sizes that are symbols while a graph is captured."""
+    if isinstance(x, torch.SymFloat):
+        return torch.sym_float(math.ceil(x))
     return float(math.ceil(x)) if isinstance(x, float) else x
 
 
 def round_down(x: Any) -> Any:
-    """math.floor, as a float."""
+    """math.floor, as `round_up`."""
+    if isinstance(x, torch.SymFloat):
+        return torch.sym_float(math.floor(x))
     return float(math.floor(x)) if isinstance(x, float) else x
 
 
@@ -264,6 +274,8 @@ def cast_number(value: Any, dtype: torch.dtype) -> Any:
         return bool(value)
     if dtype.is_floating_point:
         return single(float(value)) if isinstance(value, int | float) else value * 1.0
+    if isinstance(value, torch.SymFloat):
+        return torch.sym_int(value)
     return int(value) if isinstance(value, int | float) else value
 
 

@@ -162,6 +162,8 @@ def _transposed_pads(
         reach = (kernel[i] - 1) * dilations[i] + 1
         target = wanted[-count:][i] if wanted is not None else (size or 0) * strides[i]
         total = strides[i] * ((size or 0) - 1) + extra[i] + reach - target
+        if wanted is None:
+            total = max(total, 0)  # where a stride is longer than the kernel nothing is cut off
         half = total // 2
         # ONNX: the odd one goes to the end for SAME_UPPER, to the front otherwise
         front = half if auto == "SAME_UPPER" else total - half

@@ -164,9 +164,11 @@ def _sliced_items(
     places = x.places
     for i, (axis, step) in enumerate(zip(axes, steps, strict=True)):
         dim = op.axis(axis, len(x.shape))
-        start, stop = bounds[i] or 0, bounds[i + len(axes)] or 0
-        end = _stop_before(stop, x.shape[dim]) if step < 0 else stop
-        places = places[(slice(None),) * dim + (slice(start, end, step),)]
+        start: int = bounds[i] or 0
+        stop: int | None = bounds[i + len(axes)] or 0
+        if step < 0:
+            start, stop = _backwards(start, stop, x.shape[dim])
+        places = places[(slice(None),) * dim + (slice(start, stop, step),)]
     return x.moved(places)
 
 
@@ -179,16 +181,21 @@ def strided(x: Tensor, dim: int, start: Any, stop: Any, step: int) -> Tensor:
     """x[..., start:stop:step, ...]; a negative step runs backwards, as in numpy."""
     if step > 0:
         return x[(slice(None),) * dim + (slice(start, stop, step),)]
-    places = range(x.shape[dim])[start : _stop_before(stop, x.shape[dim]) : step]
+    start, stop = _backwards(start, stop, x.shape[dim])
+    places = range(x.shape[dim])[start:stop:step]
     if len(places) == x.shape[dim] and step == -1:
         return x.flip(dim)
     index = torch.tensor(list(places), dtype=torch.int64, device=x.device)
     return x.index_select(dim, index)
 
 
-def _stop_before(stop: Any, size: int) -> Any:
-    """ONNX writes "past the front" as a number below -size, Python's slices as None."""
-    return None if stop < -size else stop
+def _backwards(start: Any, stop: Any, size: int) -> tuple[Any, Any]:
+    """Bounds of a slice that runs backwards, as Python has them.
+
+    ONNX writes "past the front" as an end below -size, Python as None; a start there is the first
+    place.
+    """
+    return max(start, -size), None if stop < -size else stop
 
 
 def crop_or_pad(x: Tensor, wanted: list[int], dims: list[int]) -> Tensor:

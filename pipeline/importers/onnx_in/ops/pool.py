@@ -33,7 +33,8 @@ class _Window:
         if any(len(v) != count or min(v) < 1 for v in lists):
             raise op.refuse(f"strides {self.strides} or dilations {self.dilations} do not fit")
         self.pads: Pads = explicit_pads(op, self.kernel, self.strides, self.dilations)
-        self.ceil = bool(op.attr("ceil_mode", 0)) and op.attr("auto_pad", "NOTSET") == "NOTSET"
+        padded = str(op.attr("auto_pad", "NOTSET")).startswith("SAME")  # that rounds up itself
+        self.ceil = bool(op.attr("ceil_mode", 0)) and not padded
         self.extra = self._extra(op)
 
     def _extra(self, op: Op) -> tuple[int, ...]:

@@ -30,8 +30,9 @@ def upsample(op: Op) -> Result:
 
 @importer("Resize", since=10)
 def resize_10(op: Op) -> Result:
-    """As Upsample."""
+    """As Upsample; to fewer places, onnxruntime takes the next one behind, not in front."""
     plan = Plan(op)
+    plan.nearest = "floor, or ceil where fewer"
     by_scales(op, plan, floats(op, op.numbers(1)), range(len(plan.shape)))
     return _resized(op, plan)
 
@@ -58,8 +59,9 @@ def resize(op: Op) -> Result:
 
 
 def _resized(op: Op, plan: Plan) -> Result:
-    if not plan.axes:
-        return op.value(0)
+    unmoved = all(plan.shape[a] == n for a, n in zip(plan.axes, plan.sizes, strict=True))
+    if unmoved and not plan.roi:
+        return op.value(0)  # onnxruntime copies, whatever the scales
     direct = _as_interpolate(op, plan)
     if direct is not None:
         return op.call(F.interpolate, op.value(0), **direct)
@@ -122,7 +124,7 @@ def _as_interpolate(op: Op, plan: Plan) -> dict[str, Any] | None:
         {"scale_factor": [float(r) for r in ratios]} if whole else {"size": sizes}
     )
     if plan.mode == "nearest":
-        same = plan.transform == "asymmetric" and plan.nearest == "floor" and whole
+        same = plan.transform == "asymmetric" and plan.nearest.startswith("floor") and whole
         # Where each place is repeated a whole number of times every rounding agrees but the ceil.
         same |= (
             whole

@@ -33,15 +33,16 @@ def free_interpolation(op: Op, transform: str, nearest: str) -> dict[str, Any] |
     rest = [axis for axis in wanted if axis < 2]
     if any(_ratio(value, axis, wanted[axis], by_sizes) != 1 for axis in rest):
         return None
-    spatial = [wanted[axis] for axis in range(2, rank)]
-    ratios = [_ratio(value, axis, wanted[axis], by_sizes) for axis in range(2, rank)]
-    whole = all(ratio is not None and ratio == int(ratio) and ratio > 0 for ratio in ratios)
-    if whole:
-        size: dict[str, Any] = {"scale_factor": [float(ratio or 1) for ratio in ratios]}
-    elif by_sizes:
-        size = {"size": spatial}
+    if by_sizes:
+        # no factor, even where it is the same in all trials: sizes were rounded on their way here
+        whole = False
+        size: dict[str, Any] = {"size": [wanted[axis] for axis in range(2, rank)]}
     else:
-        return None
+        ratios = [_ratio(value, axis, wanted[axis], by_sizes) for axis in range(2, rank)]
+        whole = all(ratio is not None and ratio == int(ratio) and ratio > 0 for ratio in ratios)
+        if not whole:
+            return None
+        size = {"scale_factor": [float(ratio or 1) for ratio in ratios]}
     how = _mode(op, rank, (transform, nearest), whole)
     return None if how is None else size | how
 

@@ -52,9 +52,9 @@ def inside_of(op: Op, plan: Plan, index: int, old: int) -> Any:
 
 def matrix(op: Op, plan: Plan, index: int, old: int) -> Any:
     """Old places (nearest), or weights (new, old)."""
-    where = _coordinates(op, plan, index, old)
     if plan.mode == "nearest":
-        return np.clip(_rounded(op, where, plan.nearest), 0, old - 1)
+        return np.clip(_nearest(op, plan, index, old), 0, old - 1)
+    where = _coordinates(op, plan, index, old)
     if len(where) * old > MAX_MATRIX_ELEMENTS:
         raise op.refuse(f"from {old} to {len(where)} places: too large")
     shrink = plan.scales[index] if op.attr("antialias", 0) and plan.scales[index] < 1 else 1.0
@@ -87,9 +87,24 @@ def _kernel(mode: str, distance: Any, a: float) -> Any:
     return np.where(d <= 1, near, np.where(d < 2, far, 0.0))
 
 
-def _rounded(op: Op, where: Any, mode: str) -> Any:
+def _nearest(op: Op, plan: Plan, index: int, old: int) -> Any:
+    """Old places; computed in float32 where runtimes do, since a rounding decides the place."""
+    mode, scale = plan.nearest, np.float32(plan.scales[index])
+    if mode == "floor, or ceil where fewer":
+        mode = "ceil" if scale < 1 else "floor"
+    places = np.arange(plan.sizes[index], dtype=np.float32)
+    if plan.transform == "asymmetric":
+        return _rounded(op, places / scale, mode)
+    many = plan.sizes[index] > 1
+    if plan.transform == "half_pixel" or (plan.transform == "pytorch_half_pixel" and many):
+        half = np.float32(0.5)
+        return _rounded(op, (places + half) / scale - half, mode)
+    where = _coordinates(op, plan, index, old)
     # A coordinate that is a whole number or a half up to rounding errors is taken as that.
-    where = np.round(where * 2**24) / 2**24
+    return _rounded(op, np.round(where * 2**24) / 2**24, mode)
+
+
+def _rounded(op: Op, where: Any, mode: str) -> Any:
     if mode == "round_prefer_floor":
         return np.ceil(where - 0.5)
     if mode == "round_prefer_ceil":
