@@ -178,6 +178,14 @@ FREE = {
         node("Concat", ["nc", "hw"], ["size"], axis=0),
         node("Resize", ["c", "", "", "size"], ["y"], mode="linear"),
     ],
+    "from one place": [
+        node("GlobalAveragePool", ["c"], ["p"]),
+        node("Slice", ["s", "two", "four", "zero"], ["hw"]),
+        node("Shape", ["p"], ["t"]),
+        node("Slice", ["t", "zero", "two", "zero"], ["nc"]),
+        node("Concat", ["nc", "hw"], ["size"], axis=0),
+        node("Resize", ["p", "", "", "size"], ["y"], mode="linear"),
+    ],
     "rounded down": [
         node("Floor", ["sixteenth"], ["f"]),
         node("Div", ["c", "f"], ["y"]),

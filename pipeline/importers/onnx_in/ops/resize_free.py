@@ -19,7 +19,7 @@ def free_interpolation(op: Op, transform: str, nearest: str) -> dict[str, Any] |
     """`scale_factor` or `size`, `mode` and `align_corners`."""
     value = op.value(0)
     shape = op.shape(value)
-    if shape is None or len(shape) not in _LINEAR or None not in shape[2:]:
+    if shape is None or len(shape) not in _LINEAR:
         return None
     plain = ("antialias", "exclude_outside", "keep_aspect_ratio_policy")
     if any(op.attr(name, 0) not in (0, "stretch") for name in plain):
@@ -30,13 +30,16 @@ def free_interpolation(op: Op, transform: str, nearest: str) -> dict[str, Any] |
     wanted = dict(zip(axes, op.numbers(3 if by_sizes else 2), strict=False))
     if not isinstance(value, fx.Node) or not set(range(2, rank)) <= set(wanted):
         return None
+    asked = [wanted[axis] for axis in range(2, rank)] if by_sizes else []
+    if None not in shape[2:] and all(op.known(size) is not None for size in asked):
+        return None
     rest = [axis for axis in wanted if axis < 2]
     if any(_ratio(value, axis, wanted[axis], by_sizes) != 1 for axis in rest):
         return None
     if by_sizes:
         # no factor, even where it is the same in all trials: sizes were rounded on their way here
         whole = False
-        size: dict[str, Any] = {"size": [wanted[axis] for axis in range(2, rank)]}
+        size: dict[str, Any] = {"size": asked}
     else:
         ratios = [_ratio(value, axis, wanted[axis], by_sizes) for axis in range(2, rank)]
         whole = all(ratio is not None and ratio == int(ratio) and ratio > 0 for ratio in ratios)
