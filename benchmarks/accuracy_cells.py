@@ -42,7 +42,7 @@ LEARNING = (
     *("recipes", "training", "training_settings", "learning", "tasks", "objectives", "augment"),
     *("data", "stored_data", "arrays", "batches", "renewal"),
 )
-MAIN_JOB = (*("compress", "baseline", "run", "recovery", "goal", "config_file", "stream_distance"),)
+MAIN_JOB = ("compress", "baseline", "run", "recovery", "goal", "config_file", "stream_distance")
 
 
 @dataclass(frozen=True, kw_only=True)

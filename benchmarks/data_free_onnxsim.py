@@ -15,9 +15,8 @@ import torch
 
 import exporters
 from benchmarks.accuracy_data import INPUT, data, prepare, trained_network
-from benchmarks.tables import RUNS
+from benchmarks.data_free_peer import PEERS
 
-PEERS = RUNS / "peers"
 WAYS = {"every layer alike": False, "one threshold": True}
 """`global_sparsity` of onnxsim."""
 _BISECTIONS = 12
