@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.importers.onnx_in.context import Op
 from pipeline.importers.onnx_in.ops.resize_free import free_interpolation
-from pipeline.importers.onnx_in.ops.resize_plan import Plan, by_scales, by_sizes, floats
+from pipeline.importers.onnx_in.ops.resize_plan import RESIZE_10, Plan, by_scales, by_sizes, floats
 from pipeline.importers.onnx_in.ops.resize_weights import inside_of, matrix
 from pipeline.importers.onnx_in.registry import Result, importer
 
@@ -32,7 +32,7 @@ def upsample(op: Op) -> Result:
 def resize_10(op: Op) -> Result:
     """As Upsample; to fewer places, onnxruntime takes the next one behind, not in front."""
     plan = Plan(op)
-    plan.nearest = "floor, or ceil where fewer"
+    plan.nearest = RESIZE_10
     by_scales(op, plan, floats(op, op.numbers(1)), range(len(plan.shape)))
     return _resized(op, plan)
 

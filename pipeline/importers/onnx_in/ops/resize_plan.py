@@ -13,6 +13,10 @@ from torch import fx
 from pipeline.importers.onnx_in.context import Op
 from pipeline.importers.onnx_in.values import Number, probes_of
 
+RESIZE_10 = "of Resize-10"
+"""Rounding of nearest places where no attribute names one: as onnxruntime's, backwards to more
+places (floor) and onwards to fewer (ceil)."""
+
 
 class Plan:
     """What one Resize does to each dimension."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.importers.onnx_in.context import Op
-from pipeline.importers.onnx_in.ops.resize_plan import Plan
+from pipeline.importers.onnx_in.ops.resize_plan import RESIZE_10, Plan
 
 MAX_MATRIX_ELEMENTS = 2**24
 
@@ -90,7 +90,7 @@ def _kernel(mode: str, distance: Any, a: float) -> Any:
 def _nearest(op: Op, plan: Plan, index: int, old: int) -> Any:
     """Old places; computed in float32 where runtimes do, since a rounding decides the place."""
     mode, scale = plan.nearest, np.float32(plan.scales[index])
-    if mode == "floor, or ceil where fewer":
+    if mode == RESIZE_10:
         mode = "ceil" if scale < 1 else "floor"
     places = np.arange(plan.sizes[index], dtype=np.float32)
     if plan.transform == "asymmetric":
