@@ -56,17 +56,16 @@ def make_files(name: str, image: int, folder: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timed:
-    """A network as the main job takes it: its channels, its file, and the goal in time."""
+class _Timed:
+    """A network as the main job takes it: its channels and the goal in time."""
 
     network: nn.Module
     groups: gbn.ChannelGroups
-    onnx: bytes
     latency: LatencyGoal
     settings: gbn.PlanSettings
 
 
-def timed(name: str, image: int, folder: Path, target: str) -> Timed:
+def _timed(name: str, image: int, folder: Path) -> _Timed:
     """Measured as the main job measures it for `--target-latency`."""
     model, _ = build(name)
     weights = folder / "weights.pt"
@@ -76,19 +75,20 @@ def timed(name: str, image: int, folder: Path, target: str) -> Timed:
             "model": str(weights),
             "arch": f"torchvision:{name}",
             "input_size": f"3,{image},{image}",
-            "target_latency": target,
+            "target_latency": "0.9x",
         }
     )
     console = RunConsole(verbosity=1)
     with tempfile.TemporaryDirectory() as scratch:
         baseline = measure_baseline(config, console, Path(scratch))
         goal = set_goal(config, baseline, console)
-        content = baseline.onnx.read_bytes()
     assert goal.latency is not None, "a target in time was given"
-    return Timed(
-        network=baseline.loaded.module, groups=baseline.groups, onnx=content,
-        latency=goal.latency, settings=goal.settings,
-    )  # fmt: skip
+    return _Timed(
+        network=baseline.loaded.module,
+        groups=baseline.groups,
+        latency=goal.latency,
+        settings=goal.settings,
+    )
 
 
 def _ours(name: str, image: int, folder: Path) -> nn.Module:
@@ -96,7 +96,7 @@ def _ours(name: str, image: int, folder: Path) -> nn.Module:
 
     Of a few plans that spare MACs more or less, the one that is fastest by the measured layers.
     """
-    found = timed(name, image, folder, "0.9x")
+    found = _timed(name, image, folder)
     macs, time = gbn.CostModel.macs(found.groups), found.latency.network.cost
     half = int(KEEP * macs.total(np.ones(found.groups.num_atoms, dtype=np.bool_)))
     scores = gbn.magnitude_scores(found.network, found.groups)

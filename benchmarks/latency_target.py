@@ -16,14 +16,10 @@ import numpy as np
 import torch
 
 import exporters
-import gbn
-from benchmarks.latency_networks import timed
 from benchmarks.main_models import build
 from benchmarks.tables import ROOT, markdown_table
 
 ASKED = 0.5
-PLANNED = ("resnet50",)
-"""Too large to be scored and proven tick by tick in a few minutes."""
 TOLERANCE = 0.03
 _IMAGES = 16
 _CLASSES = 1000
@@ -40,10 +36,7 @@ def run(name: str, folder: Path, image: int) -> None:
     that says nothing.
     """
     out = folder / name / "target"
-    if (out / "report.json").is_file() or (out / "plan.json").is_file():
-        return
-    if name in PLANNED:
-        _plan(name, out, image)
+    if (out / "report.json").is_file():
         return
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -61,25 +54,6 @@ def run(name: str, folder: Path, image: int) -> None:
         "--input-size", f"3,{image},{image}", "--data", str(data), "--mean", "0,0,0", "--std",
         "1,1,1", "--batch-size", "2", "--epochs", "0", "--out", str(out),
     )  # fmt: skip
-
-
-def _plan(name: str, out: Path, image: int) -> None:
-    """The main job's last tick alone: one cut, by magnitude, confirmed on the whole graph."""
-    (out / "stages").mkdir(parents=True, exist_ok=True)
-    found = timed(name, image, out.parent, f"{ASKED}x")
-    scores = gbn.magnitude_scores(found.network, found.groups)
-    alive = found.latency.choose(
-        lambda time: gbn.choose_in_time(found.groups, scores, time, [], settings=found.settings),
-        keep=0.0,
-    )
-    plan = gbn.PrunePlan.of(found.groups, alive)
-    (out / "stages" / "baseline.onnx").write_bytes(found.onnx)
-    example = torch.zeros(2, 3, image, image)
-    exporters.export_onnx(
-        gbn.prune(found.network, plan).eval(),
-        exporters.ExportRequest(example_inputs=(example,), path=out / "model.onnx"),
-    )
-    plan.save(out / "plan.json")
 
 
 def measure(name: str, folder: Path) -> None:
@@ -117,7 +91,7 @@ def section(folder: Path, names: Sequence[str]) -> tuple[str, list[str]]:
             rows.append([name, *["not measured"] * (len(_HEADER) - 1)])
             broken.append(f"{name}: --target-latency not measured")
             continue
-        code = json.loads(report.read_text())["exit_code"] if report.is_file() else "plan alone"
+        code = json.loads(report.read_text())["exit_code"]
         macs = [exporters.count_macs(Path(row["file"])).num_macs for row in rows_of(store)]
         before, after = rows_of(store)
         reached = 1 / after["speedup"]
@@ -136,8 +110,7 @@ def section(folder: Path, names: Sequence[str]) -> tuple[str, list[str]]:
         )  # fmt: skip
     return (
         "## Targets in time\n\n"
-        f"`compress --target-latency {ASKED}x` on random weights without training (of "
-        f"{', '.join(PLANNED)} its last tick alone, by magnitude), then, in a "
+        f"`compress --target-latency {ASKED}x` on random weights without training, then, in a "
         "process of its own, `compress bench` of its two files; asked: within "
         f"{TOLERANCE:.0%} of the target.\n\n{markdown_table(_HEADER, rows)}"
     ), broken
