@@ -69,9 +69,13 @@ def models() -> dict[str, Path]:
 
 @contextmanager
 def one_core_busy() -> Iterator[None]:
-    """A process that computes all the time, kept on one core where the system can do that."""
-    code = "import os, sys\nif hasattr(os, 'sched_setaffinity'):\n"
-    code += "    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nwhile True: pass"
+    """A process that computes all the time, kept on one core where the system can do that.
+
+    It ends with this one, also where this one is killed.
+    """
+    code = "import os\nif hasattr(os, 'sched_setaffinity'):\n"
+    code += "    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    code += f"while os.getppid() == {os.getpid()}: sum(range(10**6))"
     load = subprocess.Popen([sys.executable, "-c", code])
     try:
         yield
