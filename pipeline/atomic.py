@@ -2,7 +2,8 @@
 
 Enters: a path and a function that writes a file.
 Leaves: the file at that path, complete and on the disk, or the old one untouched.
-Refused, with `DiskFullError`: a write for which the disk has no room.
+Refused, with `DiskFullError`: a write for which the disk has no room; with `UsageError`: a path
+at which nothing can be written.
 """
 
 import errno
@@ -10,7 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.errors import CompressError
+from pipeline.errors import CompressError, UsageError
 
 TEMP_PREFIX = ".tmp-"
 """How the names of unfinished files begin; a killed process leaves them behind."""
@@ -22,6 +23,20 @@ class DiskFullError(CompressError):
     """No room for an artefact; what was there before is unharmed."""
 
     exit_code = 2
+
+
+def require_place(path: Path, option: str) -> None:
+    """Refuse, before any work, a `path` at which no file can be written; `option` gave it.
+
+    Raises UsageError.
+    """
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise UsageError(f"{option}: '{path}' is a directory: name a file in it")
+    if not folder.is_dir():
+        raise UsageError(f"{option}: the folder of '{path}' does not exist: make it first")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"{option}: '{folder}' is not writable: name a file elsewhere")
 
 
 def write_atomic(path: Path, writer: Callable[[Path], object]) -> None:

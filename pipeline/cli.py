@@ -248,10 +248,13 @@ def prune(state: RunState, /, **options: Any) -> int:
     require_data_there(config.data.source)
 
     from pipeline.console import RunConsole
+    from pipeline.ranks import is_first
     from pipeline.report import summary_table
     from pipeline.run import run_compress
 
     console = RunConsole(verbosity=config.verbosity, json=config.json)
+    if is_first():
+        console.say(f"asked: {config.target.asked()}")
     with terminated_as_interrupted(), _standard_output_kept(config.json):
         done = run_compress(config, console)
     if done is None:

@@ -34,6 +34,7 @@ _NO_FILE = "compress.toml"
 @click.command("init", help=INIT_HELP, short_help="A configuration file to start from.")
 @click.argument("model", required=False, type=click.Path())
 @click.option("--arch", metavar="WHERE:NAME", help="Builds the network of a state dict.")
+@click.option("--input-size", metavar="C,H,W", help="Where the model does not say it.")
 @click.option("--trust-pickle", is_flag=True, help="Let a pickled model run its code.")
 @click.option(
     "--output",
@@ -51,22 +52,21 @@ def init(ctx: click.Context, /, **options: Any) -> int:
     state.verbose = bool(options["verbose"])
     output: Path = options["output"]
 
-    from pipeline.atomic import write_atomic
+    from pipeline.atomic import require_place, write_atomic
     from pipeline.errors import UsageError
     from pipeline.starter import known_of, nothing_known, starter
 
-    if options["model"] is None and (options["arch"] or options["trust_pickle"]):
-        raise UsageError("--arch and --trust-pickle say how MODEL is loaded: give MODEL")
-    if output.is_dir():
-        raise UsageError(f"--output: '{output}' is a directory: name a file in it")
+    of_model = ("arch", "input_size", "trust_pickle")
+    if options["model"] is None and any(options[name] for name in of_model):
+        raise UsageError("--arch, --input-size and --trust-pickle are of a model: give MODEL")
+    require_place(output, "--output")
     if output.exists() and not options["force"]:
         raise UsageError(f"'{output}' is there already: --force overwrites it")
-    if not output.absolute().parent.is_dir():
-        raise UsageError(f"--output: the folder of '{output}' does not exist: make it first")
     known = nothing_known() if options["model"] is None else known_of(options)
     text = starter(_described(ctx), known, output)
     write_atomic(output, lambda to: to.write_text(text, encoding="utf-8"))
-    click.echo(f"wrote {output}: look it over, then: compress --config {output} --dry-run")
+    first = "" if options["model"] is None or "input_size" in known.values else "set input-size, "
+    click.echo(f"wrote {output}: {first}look it over, then: compress --config {output} --dry-run")
     return 0
 
 

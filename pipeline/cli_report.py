@@ -3,6 +3,7 @@
 Enters: run directories or `report.json` files. Leaves: an HTML page, and a table for several.
 """
 
+import os
 from pathlib import Path
 
 import click
@@ -38,7 +39,7 @@ def report(state: RunState, /, runs: tuple[Path, ...], output: Path | None, verb
     """Read, render, write."""
     state.verbose = verbose
 
-    from pipeline.atomic import write_atomic
+    from pipeline.atomic import require_place, write_atomic
     from pipeline.console import RunConsole
     from pipeline.report.compare import compare, comparison_html, comparison_table
     from pipeline.report.html import render_html
@@ -47,7 +48,8 @@ def report(state: RunState, /, runs: tuple[Path, ...], output: Path | None, verb
     several = len(runs) > 1
     reports = [read_report(run) for run in runs]
     target = output or (COMPARISON if several else report_file(runs[0]).with_name("report.html"))
-    _require_writable(target)
+    require_place(target, "--output")
+    _require_page(target)
     console = RunConsole()
     if several:
         comparison = compare(list(zip(_names(runs), reports, strict=True)))
@@ -60,19 +62,23 @@ def report(state: RunState, /, runs: tuple[Path, ...], output: Path | None, verb
     return 0
 
 
-def _require_writable(target: Path) -> None:
+def _require_page(target: Path) -> None:
+    """Nothing but a page is overwritten: a run's figures and its model have other endings."""
     from pipeline.errors import UsageError
 
-    if target.is_dir():
-        raise UsageError(f"--output: '{target}' is a directory: name a file in it")
-    if not target.absolute().parent.is_dir():
-        raise UsageError(f"--output: the folder of '{target}' does not exist: make it first")
+    if target.exists() and target.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--output: '{target}' is there and is no page: name an .html file")
 
 
 def _names(runs: tuple[Path, ...]) -> list[str]:
-    """The directories' names; whole paths where two of them are called the same."""
-    folders = [run if run.is_dir() else run.parent for run in runs]
+    """The names of directories, and of files that are not called as runs call theirs.
+
+    Whole paths where two of them are called the same.
+    """
+    folders = [run.parent if run.name == "report.json" else run for run in runs]
     names = [folder.resolve().name for folder in folders]
-    return [
+    chosen = [
         name if names.count(name) == 1 else str(run) for name, run in zip(names, runs, strict=True)
     ]
+    # A name that is no UTF-8 cannot be written into a page.
+    return [os.fsencode(name).decode("utf-8", "replace") for name in chosen]

@@ -101,6 +101,12 @@ class TargetConfig:
         drop = self.max_accuracy_drop
         require(drop is None or drop >= 0, f"--max-accuracy-drop: {drop} is outside 0 to 100")
 
+    def asked(self) -> str:
+        """What is to stay and what is to go, since tools disagree on which one a target means."""
+        counts = ((self.flops, "FLOPs"), (self.params, "parameters"))
+        asked = [target.asked(unit) for target, unit in counts if target is not None]
+        return ", ".join([*asked, *([self.latency.asked()] if self.latency is not None else [])])
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:

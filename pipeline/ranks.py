@@ -46,6 +46,11 @@ class Work:
     optimizer: dict[str, Any] | None = None
 
 
+def is_first() -> bool:
+    """Whether this process leads those that torchrun started, before they have joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @dataclass(frozen=True)
 class Ranks:
     """`size` processes, of which this is number `rank`."""

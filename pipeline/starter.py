@@ -40,10 +40,10 @@ SHOWN: Mapping[str, Any] = {
     "task": "task.py:make",
     "epochs": DEFAULT_EPOCHS,
     "recipe": "default",
-    "lr": 0.01,
+    "lr": 0.05,
     "accumulate": 1,
     "no_distill": False,
-    "insert_bn": True,
+    "insert_bn": False,
     "seed": 0,
     "channel_multiple": "auto",
     "freeze": ["head*"],
@@ -116,18 +116,20 @@ def nothing_known() -> Known:
 
 def known_of(options: Mapping[str, Any]) -> Known:
     """From a model and how to build it, which is loaded but not run. Raises UsageError."""
-    from pipeline.config import ModelConfig
+    from pipeline.config_file import build_config
     from pipeline.importers import model_facts
     from pipeline.importers.source import model_source
 
-    given = {name: options[name] for name in ("arch", "trust_pickle") if options.get(name)}
-    model = Path(options["model"])
-    facts = model_facts(model_source(ModelConfig(path=model, **given)))
-    values: dict[str, Any] = {"model": str(options["model"]), **given}
+    of_model = ("model", "arch", "input_size", "trust_pickle")
+    values = {name: options[name] for name in of_model if options.get(name)}
     values["target_flops"] = SHOWN["target_flops"]
+    config = build_config(values).model
+    model, facts = config.path, model_facts(model_source(config))
     shown: dict[str, Any] = {"out": f"{model.stem}-compressed"}
     notes = {"mean": "The model does not say it.", "std": "The model does not say it."}
-    if facts.input_size is not None:
+    if config.input_size is not None:
+        values["input_size"] = list(config.input_size)
+    elif facts.input_size is not None:
         values["input_size"] = list(facts.input_size)
         notes["input_size"] = f"Found in the {facts.origin}."
     else:

@@ -80,6 +80,14 @@ class Target:
             raise UsageError("a baseline of 0 has no share: nothing in the model was counted")
         return float(self.share) if self.share is not None else self.absolute(baseline) / baseline
 
+    def asked(self, unit: str) -> str:
+        """ "keep at most 60 % of the FLOPs (remove at least 40 %)", before a baseline is known."""
+        if self.count is not None:
+            return f"keep at most {self.count:,} {unit}"
+        assert self.share is not None
+        kept = 100 * float(self.share)
+        return f"keep at most {kept:.4g} % of the {unit} (remove at least {100 - kept:.4g} %)"
+
     def describe(self, baseline: int, unit: str) -> str:
         """ "keep 60.0 % = 24.6 of 41.0 MFLOPs (remove 40.0 %)" for a baseline in `unit` "FLOPs".
 
@@ -151,6 +159,13 @@ class LatencyTarget:
             return float(self.limit_ms)
         assert self.share is not None
         return float(self.share) * before_ms
+
+    def asked(self) -> str:
+        """ "at most 0.6 times the time" or "at most 4 ms a run", before a baseline is known."""
+        if self.share is not None:
+            return f"at most {float(self.share):.4g} times the time"
+        assert self.limit_ms is not None
+        return f"at most {float(self.limit_ms):.4g} ms a run"
 
     def describe(self, before_ms: float) -> str:
         """ "4 ms (0.6x) of 6.67 ms"."""

@@ -93,6 +93,10 @@ def test_a_model_that_does_not_say_its_size_leaves_that_to_the_user(
     text = (here / "compress.toml").read_text()
     assert "input-size" not in tomllib.loads(text)
     assert "The model does not say it: set it." in text
+    given = run("init", "--force", "--arch", f"{job['arch']}:Tiny", "--input-size", "1,8,8",
+                job["model"])  # fmt: skip
+    assert given.exit_code == 0, given.output
+    assert tomllib.loads((here / "compress.toml").read_text())["input-size"] == [1, 8, 8]
 
 
 def test_a_file_that_is_there_is_kept_unless_forced(here: Path) -> None:
@@ -112,6 +116,7 @@ def test_a_file_that_is_there_is_kept_unless_forced(here: Path) -> None:
         (["--output", "."], "is a directory"),
         (["--output", "none/x.toml"], "does not exist"),
         (["absent.pt"], "does not exist"),
+        (["--input-size", "1,8,8"], "give MODEL"),
     ],
 )
 def test_what_cannot_be_written_or_read_is_refused_in_one_line(

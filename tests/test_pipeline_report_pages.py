@@ -1,7 +1,10 @@
 """Pages are made again from report.json, alone or side by side, and broken reports are refused."""
 
 import json
+import os
 import re
+import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,6 +241,9 @@ def test_what_is_no_report_is_refused_in_one_line(tmp_path: Path, text: str, mes
         ("groups", [{}], "groups.0: 'name' is a required property"),
         ("latency", {"provider": "cpu"}, "latency: 'batch' is a required property"),
         ("exit_code", None, "exit_code: None"),
+        ("target", {"latency_kept": "x<b>"}, "target.latency_kept: 'x<b>'"),
+        ("precision", {"kind": {}}, "precision.kind: {}"),
+        ("environment", {"model": "\x00\ud800"}, "characters that no page can show"),
     ],
 )
 def test_a_broken_section_is_named(tmp_path: Path, section: str, value: Any, place: str) -> None:
@@ -248,6 +254,55 @@ def test_a_broken_section_is_named(tmp_path: Path, section: str, value: Any, pla
     assert result.exit_code == 2
     (line,) = result.stderr.splitlines()
     assert place in line
+
+
+@pytest.mark.parametrize("interval", [[1.3, 1.2], [0, 2], [1, 1e999]])
+def test_an_interval_that_is_none_is_refused(tmp_path: Path, interval: list[float]) -> None:
+    folder = stored(tmp_path / "run", measured())
+    content = json.loads((folder / "report.json").read_text())
+    content["latency"]["speedup"]["ci95"] = interval
+    (folder / "report.json").write_text(json.dumps(content))
+    result = run(folder)
+    assert result.exit_code == 2
+    assert "is no interval" in result.stderr
+
+
+def test_dollars_and_signs_of_other_scripts_are_names_like_any_other(tmp_path: Path) -> None:
+    name = "cost $_$ 日本 " + "x" * 150
+    accuracy = Accuracy(metric=name, samples=9, before=0.9, after=0.9)
+    content = measured(accuracy=0.9)
+    assert content.history is not None
+    content = replace(content, accuracy=accuracy, history=content.history | {"metric": name})
+    folders = [stored(tmp_path / f"{n} a$b^$c 名", content) for n in ("one", "x" * 150)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(folders[0]).exit_code == 0
+        result = run(*folders, "--output", tmp_path / "both.html")
+    assert result.exit_code == 0, result.output
+    assert "a$b^$c 名" in (tmp_path / "both.html").read_text()
+
+
+def test_runs_at_one_point_share_a_label(tmp_path: Path) -> None:
+    folders = [stored(tmp_path / name, measured()) for name in ("one", "two")]
+    assert run(*folders, "--output", tmp_path / "both.html").exit_code == 0
+    assert ">one, two</text>" in (tmp_path / "both.html").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes are Linux's")
+def test_a_folder_whose_name_is_no_text_is_shown_as_far_as_it_is(tmp_path: Path) -> None:
+    folders = [stored(tmp_path / name, measured()) for name in ("one", os.fsdecode(b"bad\xff"))]
+    result = run(*folders, "--output", tmp_path / "both.html")
+    assert result.exit_code == 0, result.output
+    assert "bad\ufffd" in (tmp_path / "both.html").read_text()
+
+
+def test_no_file_but_a_page_is_overwritten(tmp_path: Path) -> None:
+    folders = [stored(tmp_path / name, measured()) for name in ("one", "two")]
+    before = (folders[0] / "report.json").read_text()
+    result = run(*folders, "--output", folders[0] / "report.json")
+    assert result.exit_code == 2
+    assert "is no page" in result.stderr
+    assert (folders[0] / "report.json").read_text() == before
 
 
 def test_a_run_that_is_absent_or_has_not_ended_is_refused(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def sensitivity_chart(report: Report) -> Chart | None:
         ax.barh(range(len(rows)), [scale * r["value"] for r in rows], height=0.6, color=svg.AFTER)
         if given is not None:
             ax.axvline(scale * given, color=svg.TEXT, linestyle="--", linewidth=1)
-        ax.set_yticks(range(len(rows)), [_short(row["name"]) for row in rows])
+        ax.set_yticks(range(len(rows)), [short(row["name"]) for row in rows])
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
         unit = ", %" if found["in_points"] else ""
@@ -187,7 +187,10 @@ def layer_times_chart(report: Report) -> Chart | None:
     return Chart(
         name="layertimes",
         title=title,
-        caption=f"Each layer's share of a run, in the network's order. {told}",
+        caption=(
+            f"Each layer's share of a run, in the network's order. {told} Timing single layers "
+            "takes time itself: compare rows, not their sum with the latency."
+        ),
         svg=_bars("layertimes", title, told, layers, ("before_ms", "after_ms"), "ms"),
         head=("Layer", "Before, ms", "After, ms", "Why so little"),
         rows=rows,
@@ -224,7 +227,7 @@ def _bars(
         ):
             ax.barh([p + offset for p in places], [row[key] for row in layers], height=0.36,
                     color=colour, label=label)  # fmt: skip
-        ax.set_yticks(list(places), [_short(row["name"]) for row in layers])
+        ax.set_yticks(list(places), [short(row["name"]) for row in layers])
         ax.set_ylim(len(layers) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
         ax.set_xlabel(unit)
@@ -234,7 +237,7 @@ def _bars(
     return svg.drawn(name, title, told, draw, height=height, rows=(1,))
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
     """A label that leaves room for its bar: the end of a long name, which the table has in full."""
     return name if len(name) <= _LABEL else f"…{name[1 - _LABEL :]}"
 
@@ -258,8 +261,8 @@ def times_chart(report: Report) -> Chart | None:
         times.set_xlabel("ms for a run, both files taking turns")
         times.set_ylabel("% of runs at most that long")
         times.legend(loc="lower right")
-        ratio.errorbar([median], [0], xerr=[[median - low], [high - median]], fmt="o",
-                       color=svg.AFTER, capsize=4)  # fmt: skip
+        ratio.errorbar([median], [0], xerr=[[max(median - low, 0)], [max(high - median, 0)]],
+                       fmt="o", color=svg.AFTER, capsize=4)  # fmt: skip
         ratio.axvline(1, color=svg.TEXT, linestyle="--", linewidth=1)
         ratio.set_yticks([])
         ratio.grid(visible=False, axis="y")

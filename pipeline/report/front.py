@@ -3,10 +3,12 @@
 Enters: a `Comparison`. Leaves: a `Chart`, None for fewer than two runs that compare.
 """
 
+from collections.abc import Callable, Sequence
+
 from matplotlib.axes import Axes
 
 from pipeline.report import svg
-from pipeline.report.charts import Chart
+from pipeline.report.charts import Chart, short
 from pipeline.report.compare import Comparison, Entry
 
 
@@ -32,8 +34,8 @@ def front_chart(comparison: Comparison) -> Chart | None:
             if chosen:
                 ax.scatter(*zip(*map(at, chosen), strict=True), marker=marker, color=colour,
                            label=label, zorder=2)  # fmt: skip
-        for entry in entries:
-            ax.annotate(entry.name, at(entry), xytext=(5, 5), textcoords="offset points")
+        for place, names in _labels(entries, at).items():
+            ax.annotate(names, place, xytext=(5, 5), textcoords="offset points")
         ax.margins(0.15)
         ax.set_xlabel("p50 latency, ms")
         ax.set_ylabel(comparison.metric or "")
@@ -51,3 +53,13 @@ def front_chart(comparison: Comparison) -> Chart | None:
             (e.name, f"{e.p50_ms:.4g}", e.quality.text if e.quality else "") for e in entries
         ),
     )
+
+
+def _labels(
+    entries: Sequence[Entry], at: Callable[[Entry], tuple[float, float]]
+) -> dict[tuple[float, float], str]:
+    """One label for each point: runs that lie on each other share it."""
+    names: dict[tuple[float, float], list[str]] = {}
+    for entry in entries:
+        names.setdefault(at(entry), []).append(short(entry.name))
+    return {place: ", ".join(found) for place, found in names.items()}

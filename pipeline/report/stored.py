@@ -5,6 +5,9 @@ is not there, is no JSON, or lacks what `report.schema.json` promises.
 """
 
 import json
+import math
+import re
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,8 @@ from typing import Any
 from pipeline.errors import UsageError
 from pipeline.report.build import Report
 
+# What neither XML nor UTF-8 has a place for.
+_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 # Sections that reports of older versions lack; None means not measured, as in a report of today.
 _LATER = {"fidelity": None, "data_free": None, "precision": {"kind": "fp32"}}
 
@@ -50,11 +55,37 @@ def _require_whole(content: Any, file: Path) -> None:
     text = files("pipeline.report").joinpath("report.schema.json").read_text(encoding="utf-8")
     error = best_match(Draft202012Validator(json.loads(text)).iter_errors(content))
     if error is None:
+        _require_sense(content, file)
         return
     place = ".".join(str(part) for part in error.absolute_path) or "the file"
     what = " ".join(error.message.split())
     shown = what if len(what) <= 120 else f"{what[:117]}..."
-    raise UsageError(
-        f"RUN: '{file}' is no report of this version: {place}: {shown}; repeat the run to write "
-        "it anew"
+    raise _not_ours(file, f"{place}: {shown}")
+
+
+def _require_sense(content: dict[str, Any], file: Path) -> None:
+    """What a schema cannot say."""
+    if any(_NOT_TEXT.search(text) for text in _texts(content)):
+        raise _not_ours(file, "it holds characters that no page can show")
+    if content["latency"] is not None:
+        low, high = content["latency"]["speedup"]["ci95"]
+        if not 0 < low <= high < math.inf:
+            raise _not_ours(file, f"latency.speedup.ci95: {low:g} to {high:g} is no interval")
+
+
+def _texts(content: Any) -> Iterator[str]:
+    """All names and texts of it."""
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, list):
+        for entry in content:
+            yield from _texts(entry)
+    elif isinstance(content, dict):
+        yield from content
+        yield from _texts([*content.values()])
+
+
+def _not_ours(file: Path, why: str) -> UsageError:
+    return UsageError(
+        f"RUN: '{file}' is no report of this version: {why}; repeat the run to write it anew"
     )

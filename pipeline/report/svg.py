@@ -6,6 +6,7 @@ description, without ids that could clash, its colours taken from the page's CSS
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
@@ -25,6 +26,7 @@ _VARIABLES = {
 }
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # names are the user's, and a $ in them is a $
     "font.size": 10,
     "font.family": "sans-serif",
     "text.color": TEXT,
@@ -57,7 +59,9 @@ def drawn(
 
     name: unique in the page, [a-z]+. height: in inches, of 7 across.
     """
-    with rc_context(_STYLE | {"svg.hashsalt": name}):
+    with rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
+        # The browser's own fonts show what matplotlib's lack; it only takes their widths.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure = Figure(figsize=(7, height), layout="constrained")
         axes = figure.subplots(len(rows), 1, squeeze=False, height_ratios=rows)
         draw([*axes[:, 0]])
