@@ -6,6 +6,7 @@ Heavy packages are imported when a run begins, so that `--help` answers at once.
 """
 
 import contextlib
+import difflib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,6 +36,7 @@ from pipeline.config_file import (
     read_config_file,
 )
 from pipeline.config_sections import require_data_there
+from pipeline.errors import UsageError
 
 EXAMPLE = """\
 Example:
@@ -47,8 +49,8 @@ Example:
 EXIT_CODES = """\
 Also: compress inspect (what can be pruned), verify (a gate for CI), bench
   (latency), report (pages of runs), init (a settings file). Each has --help.
-Exit codes: 0 all met, 2 usage, 10 FLOPs or params, 11 parity, 12 accuracy,
-  13 latency, 14 provider, 130 interrupted. A run goes on with --resume.
+Exit codes: 0 all met, 1 diverged, 2 usage, 10 FLOPs, params or size, 11 surgery
+  or parity, 12 accuracy, 13 latency, 14 provider, 130 interrupted: --resume.
 """
 
 
@@ -104,6 +106,18 @@ class CompressGroup(DefaultGroup):
         """Without any argument, help is what is wanted."""
         rest: list[str] = super().parse_args(ctx, args or ["--help"])
         return rest
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """A mistyped command would be taken for a model; raises UsageError with the right one."""
+        name, known = args[0], self.commands
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+        if near and name not in known and not ctx.resilient_parsing and not Path(name).exists():
+            raise UsageError(f"no command and no model '{name}': did you mean {near[0]}?")
+        found: tuple[str | None, click.Command | None, list[str]]
+        found = super().resolve_command(ctx, args)
+        return found
 
     def shell_complete(
         self, ctx: click.Context, incomplete: str

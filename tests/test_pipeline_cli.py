@@ -384,3 +384,28 @@ def test_a_bad_argument_is_a_failed_process_without_traceback(tmp_path: Path) ->
     assert done.returncode == 2
     assert done.stderr == "compress: error: MODEL: 'no.pt' does not exist\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistyped_command_is_told_from_a_model(tmp_path: Path) -> None:
+    result = _run("reprot", str(tmp_path))
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert "no command and no model 'reprot': did you mean report?" in line
+
+
+@pytest.mark.parametrize(
+    ("target", "told"),
+    [
+        (("--target-flops", "0.6"), "keep at most 60 % of the FLOPs (remove at least 40 %)"),
+        (("--target-params", "25M"), "keep at most 25,000,000 parameters"),
+        (("--target-latency", "0.5x"), "at most 0.5 times the time"),
+        (("--target-latency", "4ms", "--target-flops", "60%"), "40 %), at most 4 ms a run"),
+    ],
+)
+@pytest.mark.usefixtures("stub")
+def test_the_first_line_says_what_is_kept_and_what_goes(
+    model: str, target: tuple[str, ...], told: str
+) -> None:
+    first = _run(*target, model).stdout.splitlines()[0]
+    assert first.startswith("asked: ")
+    assert told in first
