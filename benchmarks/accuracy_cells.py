@@ -68,7 +68,15 @@ class Cell:
         else:
             paths += ["gbn/ticktock.py", "benchmarks/accuracy_peers.py"]
         said = [version("torch"), PEER_VERSION, *command(self, Path("out"))[1:]]
-        return code_hash(paths, [word.replace(str(ROOT), "") for word in said])
+        # wherever the project lies, and the material beside it
+        places = (str(ROOT), str(ROOT.parent))
+        return code_hash(paths, [_without(places, word) for word in said])
+
+
+def _without(places: Iterable[str], word: str) -> str:
+    for place in places:
+        word = word.replace(place, "")
+    return word
 
 
 def code_hash(paths: Iterable[str], said: Iterable[str]) -> str:
