@@ -22,16 +22,21 @@ def fixed_batch(session: Session) -> int | None:
 
 
 def random_inputs(
-    session: Session, batch: int, sizes: Mapping[str, Shape] | None = None, seed: int = 0
+    session: Session,
+    batch: int,
+    sizes: Mapping[str, Shape] | None = None,
+    seed: int = 0,
+    *,
+    below: int = 1,
 ) -> dict[str, Array]:
-    """Normally distributed floats; zeros for whole numbers and booleans, which may be indices.
+    """Normally distributed floats; whole numbers from 0, which may be indices, to under `below`.
 
     sizes: input name -> shape without the batch, needed where the file leaves it open.
     Raises ExportError, naming the input.
     """
     rng = np.random.default_rng(seed)
     return {
-        name: _values(_element_type(session, name), shape, rng)
+        name: _values(_element_type(session, name), shape, rng, below)
         for name, shape in _shapes(session, batch, sizes or {}).items()
     }
 
@@ -78,7 +83,10 @@ def _element_type(session: Session, name: str) -> np.dtype[np.generic]:
     return np.dtype(DTYPES[kind])
 
 
-def _values(dtype: np.dtype[np.generic], shape: Shape, rng: np.random.Generator) -> Array:
+def _values(
+    dtype: np.dtype[np.generic], shape: Shape, rng: np.random.Generator, below: int
+) -> Array:
     if np.issubdtype(dtype, np.floating):
         return rng.standard_normal(shape).astype(dtype)
-    return np.zeros(shape, dtype)
+    most = 2 if dtype == np.bool_ else int(np.iinfo(dtype.str).max)
+    return rng.integers(0, min(below, most), shape).astype(dtype)

@@ -10,8 +10,11 @@ from typing import Any
 
 import click
 
-from pipeline.cli_errors import RunState
+from pipeline.cli_errors import RunState, terminated_as_interrupted
 from pipeline.config import PROVIDERS
+
+Write = Callable[[Callable[[], str]], object]
+_LOOKED_AT = 2**16  # bytes of a file that is there already
 
 VERIFY_HELP = """\
 Hold an ONNX file against limits, fail where one is missed: a gate for CI.
@@ -90,7 +93,7 @@ def verify(state: RunState, /, **options: Any) -> int:
     from pipeline.deploy.config import verify_config
 
     config = verify_config(options)
-    writers = {name: _target(options[name], name) for name in ("json", "junit", "markdown")}
+    writers = _targets(options, "json", "junit", "markdown")
 
     from pipeline.console import RunConsole
     from pipeline.deploy.gate import run_gate
@@ -98,12 +101,10 @@ def verify(state: RunState, /, **options: Any) -> int:
 
     to_stdout = options["json"] == "-"
     console = RunConsole(json=to_stdout)
-    result = run_gate(config, console)
-    for write, text in (
-        (writers["json"], result.to_json),
-        (writers["junit"], lambda: junit_xml(result)),
-        (writers["markdown"], lambda: markdown(result)),
-    ):
+    with terminated_as_interrupted():
+        result = run_gate(config, console)
+    texts = (result.to_json, lambda: junit_xml(result), lambda: markdown(result))
+    for write, text in zip(writers, texts, strict=True):
         write(text)
     for warning in result.warnings:
         console.warn(warning)
@@ -124,13 +125,14 @@ def bench(state: RunState, /, **options: Any) -> int:
     from pipeline.deploy.config import bench_config
 
     config = bench_config(options)
-    write = _target(options["json"], "json")
+    (write,) = _targets(options, "json")
 
     from pipeline.console import RunConsole
     from pipeline.deploy.bench import bench_table, run_bench
 
     console = RunConsole(json=options["json"] == "-")
-    result = run_bench(config)
+    with terminated_as_interrupted():
+        result = run_bench(config)
     write(result.to_json)
     for warning in result.warnings:
         console.warn(warning)
@@ -138,19 +140,49 @@ def bench(state: RunState, /, **options: Any) -> int:
     return 0
 
 
-def _target(path: str | None, option: str) -> Callable[[Callable[[], str]], None]:
-    """Writes a text there; refused before any measuring where that cannot work."""
+def _targets(options: dict[str, Any], *names: str) -> list[Write]:
+    """What writes a text where each of these options says, nowhere where it is not given.
+
+    Refused before any measuring: a place that cannot be written, or that two options name.
+    """
     from pipeline.errors import UsageError
 
+    taken: dict[Path, str] = {}
+    for name in names:
+        path = options[name]
+        if path is None or path == "-":
+            continue
+        other = taken.setdefault(Path(path).resolve(), name)
+        if other != name:
+            raise UsageError(f"--{other} and --{name} name the same file '{path}'")
+    return [_target(options[name], name) for name in names]
+
+
+def _target(path: str | None, option: str) -> Write:
     if path is None:
         return lambda _text: None
     if path == "-" and option == "json":
         return lambda text: click.echo(text(), nl=False)
-    target = Path(path)
-    if target.is_dir() or not target.parent.is_dir():
-        what = "is a directory" if target.is_dir() else "its folder does not exist"
-        raise UsageError(f"--{option}: '{path}' cannot be written: {what}")
 
-    from pipeline.atomic import write_atomic
+    from pipeline.atomic import require_place, write_atomic
+    from pipeline.errors import UsageError
 
-    return lambda text: write_atomic(target, lambda to: to.write_text(text(), encoding="utf-8"))
+    target = Path(path).resolve()  # through a link, which stays
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        # a device or a pipe is written to and not replaced
+        return lambda text: _written(target, text())
+    require_place(target if Path(path).is_symlink() else Path(path), f"--{option}")
+    if target.is_file() and _is_binary(target):
+        raise UsageError(f"--{option}: '{path}' is there and is no text: name another file")
+    return lambda text: write_atomic(target, lambda to: _written(to, text()))
+
+
+def _written(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _is_binary(path: Path) -> bool:
+    """Whether it is a model, weights or data, which no report may take the place of."""
+    with path.open("rb") as file:
+        return b"\0" in file.read(_LOOKED_AT)

@@ -50,6 +50,10 @@ def guarded(call: Callable[[], int], state: RunState) -> int:
         return _failed(error.format_message(), UsageError.exit_code, state)
     except CompressError as error:
         return _failed(_one_line(error), error.exit_code, state)
+    except MemoryError as error:
+        what = _one_line(error) or "an allocation failed"
+        message = f"too little memory ({what}): give a smaller batch or input size"
+        return _failed(message, UsageError.exit_code, state)
     except OSError as error:
         from pipeline.atomic import is_disk_full
 

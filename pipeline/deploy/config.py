@@ -195,6 +195,7 @@ def runtime_config(
 ) -> RuntimeConfig:
     """What both commands ask of a run."""
     seconds = options["max_seconds"]
+    require(options["seed"] >= 0, f"--seed: {options['seed']} is below 0")
     return RuntimeConfig(
         provider=provider,
         batches=tuple(options["batch_size"]),

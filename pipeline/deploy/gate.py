@@ -158,7 +158,7 @@ def _check_parity(
     began = monotonic()
     fixed = exporters.fixed_batch(candidate) or exporters.fixed_batch(baseline)
     batches = (fixed,) if fixed else (1, _PARITY_BATCH)
-    inputs = [runner.inputs(baseline, batch) for batch in batches]
+    inputs = [runner.varied_inputs(baseline, batch) for batch in batches]
     if data is not None:
         images, _ = next(iter(data.val_loader(batches[-1])))
         if len(images) == batches[-1]:

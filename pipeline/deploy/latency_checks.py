@@ -99,6 +99,12 @@ def _check(verdict: LimitVerdict, label: str, seconds: float) -> Check:
         state=state,
         measured=f"{text(verdict.value)} {interval}",
         limit=f"{bound} {text(verdict.limit).lstrip('+')}",
-        reason="the interval holds the limit: raise --max-seconds" if state == UNDECIDED else "",
+        reason=_reason(verdict) if state == UNDECIDED else "",
         seconds=seconds,
     )
+
+
+def _reason(verdict: LimitVerdict) -> str:
+    if verdict.low <= verdict.limit <= verdict.high:
+        return "the interval holds the limit: raise --max-seconds"
+    return "too few rounds that no other process broke: raise --max-seconds"

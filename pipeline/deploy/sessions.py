@@ -5,6 +5,7 @@ own, and the inputs they are run on. Refused: batches that a file does not take,
 whose inputs are not the candidate's.
 """
 
+import contextlib
 from pathlib import Path
 
 import exporters
@@ -12,6 +13,9 @@ from exporters.inputs import Shape, fixed_batch, random_inputs
 from exporters.session import Array, Session
 from pipeline.deploy.config import RuntimeConfig, VerifyConfig
 from pipeline.errors import UsageError
+
+_WHOLE_BELOW = (256, 16, 2)
+"""Tried in this order; zeros where a file takes none of them."""
 
 
 class Runner:
@@ -38,6 +42,19 @@ class Runner:
         """Random inputs of this batch; any_batch: of the file's own where it fixes one."""
         size = (fixed_batch(session) if any_batch else None) or batch
         return random_inputs(session, size, self._sizes(session), self._runtime.seed)
+
+    def varied_inputs(self, session: Session, batch: int) -> dict[str, Array]:
+        """Random inputs whose whole numbers go as far up as the file takes them.
+
+        They may be pixels, or indices of a table whose size nobody states. Raises ExportError.
+        """
+        sizes, seed = self._sizes(session), self._runtime.seed
+        for below in _WHOLE_BELOW:
+            inputs = random_inputs(session, batch, sizes, seed, below=below)
+            with contextlib.suppress(exporters.ExportError):
+                session.run({n: session.as_input(n, v) for n, v in inputs.items()})
+                return inputs
+        return random_inputs(session, batch, sizes, seed)
 
     def _sizes(self, session: Session) -> dict[str, Shape]:
         stated = self._runtime.input_sizes
