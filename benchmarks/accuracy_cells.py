@@ -69,14 +69,8 @@ class Cell:
             paths += ["gbn/ticktock.py", "benchmarks/accuracy_peers.py"]
         said = [version("torch"), PEER_VERSION, *command(self, Path("out"))[1:]]
         # wherever the project lies, and the material beside it
-        places = (str(ROOT), str(ROOT.parent))
-        return code_hash(paths, [_without(places, word) for word in said])
-
-
-def _without(places: Iterable[str], word: str) -> str:
-    for place in places:
-        word = word.replace(place, "")
-    return word
+        beside = str(ROOT.parent).rstrip("/")
+        return code_hash(paths, [w.replace(str(ROOT), "").replace(beside, "") for w in said])
 
 
 def code_hash(paths: Iterable[str], said: Iterable[str]) -> str:

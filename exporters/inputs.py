@@ -88,5 +88,5 @@ def _values(
 ) -> Array:
     if np.issubdtype(dtype, np.floating):
         return rng.standard_normal(shape).astype(dtype)
-    most = 2 if dtype == np.bool_ else int(np.iinfo(dtype.str).max)
-    return rng.integers(0, min(below, most), shape).astype(dtype)
+    values = 2 if dtype == np.bool_ else int(np.iinfo(dtype.str).max) + 1
+    return rng.integers(0, min(below, values), shape).astype(dtype)

@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from pipeline.atomic import require_place, write_atomic
 from pipeline.cli_errors import RunState, terminated_as_interrupted
 from pipeline.config import PROVIDERS
+from pipeline.errors import UsageError
 
 Write = Callable[[Callable[[], str]], object]
 _LOOKED_AT = 2**16  # bytes of a file that is there already
@@ -145,12 +147,10 @@ def _targets(options: dict[str, Any], *names: str) -> list[Write]:
 
     Refused before any measuring: a place that cannot be written, or that two options name.
     """
-    from pipeline.errors import UsageError
-
     taken: dict[Path, str] = {}
     for name in names:
         path = options[name]
-        if path is None or path == "-":
+        if path is None or _is_stdout(path, name):
             continue
         other = taken.setdefault(Path(path).resolve(), name)
         if other != name:
@@ -161,25 +161,21 @@ def _targets(options: dict[str, Any], *names: str) -> list[Write]:
 def _target(path: str | None, option: str) -> Write:
     if path is None:
         return lambda _text: None
-    if path == "-" and option == "json":
+    if _is_stdout(path, option):
         return lambda text: click.echo(text(), nl=False)
-
-    from pipeline.atomic import require_place, write_atomic
-    from pipeline.errors import UsageError
 
     target = Path(path).resolve()  # through a link, which stays
     if target.exists() and not (target.is_file() or target.is_dir()):
         # a device or a pipe is written to and not replaced
-        return lambda text: _written(target, text())
+        return lambda text: target.write_text(text(), encoding="utf-8")
     require_place(target if Path(path).is_symlink() else Path(path), f"--{option}")
     if target.is_file() and _is_binary(target):
         raise UsageError(f"--{option}: '{path}' is there and is no text: name another file")
-    return lambda text: write_atomic(target, lambda to: _written(to, text()))
+    return lambda text: write_atomic(target, lambda to: to.write_text(text(), encoding="utf-8"))
 
 
-def _written(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+def _is_stdout(path: str, option: str) -> bool:
+    return option == "json" and path == "-"
 
 
 def _is_binary(path: Path) -> bool:

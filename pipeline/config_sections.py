@@ -105,7 +105,9 @@ class TargetConfig:
         """What is to stay and what is to go, since tools disagree on which one a target means."""
         counts = ((self.flops, "FLOPs"), (self.params, "parameters"))
         asked = [target.asked(unit) for target, unit in counts if target is not None]
-        return ", ".join([*asked, *([self.latency.asked()] if self.latency is not None else [])])
+        if self.latency is not None:
+            asked.append(self.latency.asked())
+        return ", ".join(asked)
 
 
 @dataclass(frozen=True, kw_only=True)

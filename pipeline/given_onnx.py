@@ -63,7 +63,7 @@ def differs_from_given(given: Path, loaded: LoadedModel, written: Path) -> str |
         return None
     ours = exporters.open_session(written)
     generator = torch.Generator().manual_seed(0)
-    tolerance = _tolerance(loaded)
+    tolerance = _tolerance(interface.in_half)
     for factor, more in _OTHER_SIZES:
         sizes = [
             max(int(size * factor) + more, 1) if axis in interface.open_sizes else size
@@ -99,7 +99,7 @@ def _differences(given: Path, loaded: LoadedModel, written: Path) -> list[str]:
             f"onnxruntime does not load the given file, nothing was compared: {one_line(error)}"
         ]
     ours = exporters.open_session(written)
-    tolerance = _tolerance(loaded)
+    tolerance = _tolerance(interface.in_half)
     generator = torch.Generator().manual_seed(0)
     fixed = interface.fixed_batch
     notes: dict[str, list[str]] = {}
@@ -150,9 +150,8 @@ def _compared(
     return None
 
 
-def _tolerance(loaded: LoadedModel) -> float:
+def _tolerance(in_half: bool) -> float:
     """Of the outputs' scale: what rounding in the precision of the given file may change."""
-    in_half = loaded.interface is not None and loaded.interface.in_half
     return exporters.FP16_TOLERANCE if in_half else _TOLERANCE
 
 

@@ -48,7 +48,11 @@ class Work:
 
 def is_first() -> bool:
     """Whether this process leads those that torchrun started, before they have joined."""
-    return os.environ.get("RANK", "0") == "0"
+    return _world_size() == 1 or os.environ.get("RANK") == "0"
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Ranks:
 
         Raises UsageError where they cannot find each other.
         """
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        size = _world_size()
         if size == 1:
             return cls()
         backend = "nccl" if torch.cuda.is_available() else "gloo"

@@ -19,6 +19,8 @@ from pipeline import forecast, loggers
 from pipeline.cli import main
 from pipeline.config_file import OPTION_KINDS, build_config, read_config_file
 from pipeline.forecast import Forecast
+from pipeline.recipes import RECIPES
+from pipeline.starter import SHOWN
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -231,3 +233,7 @@ def test_the_help_of_each_command_fits_a_screen_and_leads_with_an_example(comman
     assert len(lines) <= 45
     example = next(n for n, line in enumerate(lines) if "Example" in line)
     assert example < next(n for n, line in enumerate(lines) if line.startswith("Options"))
+
+
+def test_the_learning_rate_that_is_shown_is_that_of_the_recipe() -> None:
+    assert SHOWN["lr"] == RECIPES[SHOWN["recipe"]].peak_lr

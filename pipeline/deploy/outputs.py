@@ -3,7 +3,6 @@
 Enters: a `GateResult`. Leaves: text, or a rich renderable.
 """
 
-import re
 import socket
 from datetime import UTC, datetime
 from xml.etree import ElementTree
@@ -13,13 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.deploy.checks import MET, MISSED, SKIPPED, UNDECIDED, Check, GateResult
+from pipeline.report.format import NOT_XML
 
 _STYLES = {MET: "green", MISSED: "bold red", UNDECIDED: "yellow", SKIPPED: "dim"}
 _MARKS = {MET: "✅ met", MISSED: "❌ missed", UNDECIDED: "❔ undecided", SKIPPED: "⏭ skipped"}
 _COLUMNS = ("check", "measured", "limit", "verdict")
-
-# What XML 1.0 cannot hold at all, not even escaped.
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit_xml(result: GateResult) -> str:
@@ -87,7 +84,7 @@ def _because(check: Check) -> str:
 
 
 def _xml(text: str) -> str:
-    return _NOT_XML.sub("?", text)
+    return NOT_XML.sub("?", text)
 
 
 def markdown(result: GateResult) -> str:

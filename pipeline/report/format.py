@@ -3,11 +3,14 @@
 Enters: numbers. Leaves: short text with a unit.
 """
 
+import re
 from typing import Any
 
 from pipeline.report.build import MET, MISSED, Report
 
 NOT_MEASURED = "-"
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 cannot hold at all, not even escaped."""
 
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 

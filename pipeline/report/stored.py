@@ -6,7 +6,6 @@ is not there, is no JSON, or lacks what `report.schema.json` promises.
 
 import json
 import math
-import re
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -14,9 +13,8 @@ from typing import Any
 
 from pipeline.errors import UsageError
 from pipeline.report.build import Report
+from pipeline.report.format import NOT_XML
 
-# What neither XML nor UTF-8 has a place for.
-_NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 # Sections that reports of older versions lack; None means not measured, as in a report of today.
 _LATER = {"fidelity": None, "data_free": None, "precision": {"kind": "fp32"}}
 
@@ -45,6 +43,7 @@ def read_report(path: Path) -> Report:
             "--resume to write it again"
         ) from error
     _require_whole(content, file)
+    _require_sense(content, file)
     return Report.of(_LATER | content)
 
 
@@ -55,7 +54,6 @@ def _require_whole(content: Any, file: Path) -> None:
     text = files("pipeline.report").joinpath("report.schema.json").read_text(encoding="utf-8")
     error = best_match(Draft202012Validator(json.loads(text)).iter_errors(content))
     if error is None:
-        _require_sense(content, file)
         return
     place = ".".join(str(part) for part in error.absolute_path) or "the file"
     what = " ".join(error.message.split())
@@ -65,7 +63,7 @@ def _require_whole(content: Any, file: Path) -> None:
 
 def _require_sense(content: dict[str, Any], file: Path) -> None:
     """What a schema cannot say."""
-    if any(_NOT_TEXT.search(text) for text in _texts(content)):
+    if any(NOT_XML.search(text) for text in _texts(content)):
         raise _not_ours(file, "it holds characters that no page can show")
     if content["latency"] is not None:
         low, high = content["latency"]["speedup"]["ci95"]
