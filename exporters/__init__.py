@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from exporters.cores import on_core, quiet_cores, usable_cores
     from exporters.fidelity import Fidelity, agreement, relative_error
     from exporters.file_parity import Parity, check_session_parity
-    from exporters.files import load_onnx, onnx_size_bytes
+    from exporters.files import load_onnx, onnx_size_bytes, why_no_model
     from exporters.inputs import fixed_batch, random_inputs
     from exporters.latency import (
         LatencyComparison,
@@ -93,6 +93,7 @@ __all__ = [
     "to_int8",
     "top1",
     "usable_cores",
+    "why_no_model",
     "write_ort",
 ]
 
@@ -102,7 +103,7 @@ _HOME = {
     "cleanup": ("clean",),
     "cores": ("on_core", "quiet_cores", "usable_cores"),
     "fidelity": ("Fidelity", "agreement", "relative_error"),
-    "files": ("load_onnx", "onnx_size_bytes"),
+    "files": ("load_onnx", "onnx_size_bytes", "why_no_model"),
     "latency": (
         *("LatencyComparison", "LatencyMeasurement", "LatencySettings", "LatencyStats", "Timed"),
         *("compare_latency", "measure_latency"),

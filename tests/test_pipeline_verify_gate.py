@@ -428,7 +428,7 @@ def test_bench_refuses_a_provider_that_does_not_run(files: dict[str, Path]) -> N
 def test_bench_refuses_files_that_are_no_models(files: dict[str, Path]) -> None:
     assert "does not exist" in refused("bench", "none.onnx")
     assert "is a directory" in refused("bench", files["folder"])
-    assert "cannot be loaded" in refused("bench", files["text"])
+    assert "not a readable ONNX file" in refused("bench", files["text"])
     assert "--threads" in refused("bench", files["small"], "--threads", "0")
 
 

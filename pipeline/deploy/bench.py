@@ -58,6 +58,8 @@ class BenchResult:
 
 def run_bench(config: BenchConfig) -> BenchResult:
     """Time all files on all providers and batch sizes. Raises ExportError and UsageError."""
+    for path in config.files:
+        exporters.load_onnx(path)  # says better than onnxruntime what is no ONNX
     rows: list[BenchRow] = []
     warnings: list[str] = []
     for provider in config.providers:

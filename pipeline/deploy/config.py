@@ -130,10 +130,18 @@ class VerifyConfig:
         )
         asked = relative or limits.on_accuracy or limits.on_latency
         require(
+            bool(asked) or not self.runtime.input_sizes,
+            "--input-size has no effect: no limit is given for which the file must run",
+        )
+        require(
             bool(asked) or limits.max_size_bytes is not None or self.provider_asked,
             "nothing to verify: give a limit, e.g. --max-latency 5ms or --max-size 5MB",
         )
         require((self.mean is None) == (self.std is None), "--mean and --std go together")
+        require(
+            self.mean is None or self.data is not None,
+            "--mean and --std have no effect: they are of the images that --data names",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

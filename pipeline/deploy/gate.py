@@ -93,7 +93,7 @@ def _check_running(
     """All that needs the files to run."""
     candidate, baseline = sessions
     if baseline is not None and config.limits.need_baseline:
-        require_same_inputs(baseline, candidate, config)
+        require_same_inputs(baseline, candidate, runner, config)
     # What may be refused comes before what takes long.
     batches = batches_of(config.runtime, candidate, baseline)
     data = _load_data(config, runner, candidate)

@@ -6,6 +6,7 @@ whose inputs are not the candidate's.
 """
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import exporters
@@ -41,7 +42,7 @@ class Runner:
     def inputs(self, session: Session, batch: int, *, any_batch: bool = False) -> dict[str, Array]:
         """Random inputs of this batch; any_batch: of the file's own where it fixes one."""
         size = (fixed_batch(session) if any_batch else None) or batch
-        return random_inputs(session, size, self._sizes(session), self._runtime.seed)
+        return random_inputs(session, size, self.stated_sizes(session), self._runtime.seed)
 
     def varied_inputs(self, session: Session, batch: int) -> dict[str, Array]:
         """Random inputs whose whole numbers go as far up as the file takes them.
@@ -51,7 +52,7 @@ class Runner:
         plain = self.inputs(session, batch)
         if all(values.dtype.kind == "f" for values in plain.values()):
             return plain
-        sizes, seed = self._sizes(session), self._runtime.seed
+        sizes, seed = self.stated_sizes(session), self._runtime.seed
         for below in _WHOLE_BELOW:
             inputs = random_inputs(session, batch, sizes, seed, below=below)
             with contextlib.suppress(exporters.ExportError):
@@ -59,7 +60,8 @@ class Runner:
                 return inputs
         return plain
 
-    def _sizes(self, session: Session) -> dict[str, Shape]:
+    def stated_sizes(self, session: Session) -> dict[str, Shape]:
+        """Input name -> the size stated for it, without the batch. Raises UsageError."""
         stated = self._runtime.input_sizes
         if any(name is None for name, _ in stated) and len(stated) > 1:
             raise UsageError("--input-size: given several times, each needs a name: NAME:C,H,W")
@@ -81,23 +83,33 @@ def batches_of(runtime: RuntimeConfig, *sessions: Session | None) -> tuple[int, 
     return runtime.batches or (own or 1,)
 
 
-def require_same_inputs(baseline: Session, candidate: Session, config: VerifyConfig) -> None:
+def require_same_inputs(
+    baseline: Session, candidate: Session, runner: Runner, config: VerifyConfig
+) -> None:
     """Comparing speed or outputs on different inputs would compare nothing. Raises UsageError."""
-    theirs, ours = _described(baseline), _described(candidate)
-    if theirs != ours:
-        raise UsageError(
-            f"--baseline '{config.baseline}' takes {_text(theirs)}, the candidate "
-            f"'{config.candidate}' takes {_text(ours)}: they cannot be compared"
-        )
+    theirs, ours = (_described(s, runner.stated_sizes(s)) for s in (baseline, candidate))
+    if theirs == ours:
+        return
+    advice = "they cannot be compared"
+    if any("?" in sizes for inputs in (theirs, ours) for sizes in inputs.values()):
+        advice += "; sizes that one of them leaves open (?) can be stated with --input-size"
+    raise UsageError(
+        f"--baseline '{config.baseline}' takes {_text(theirs)}, the candidate "
+        f"'{config.candidate}' takes {_text(ours)}: {advice}"
+    )
 
 
-def _described(session: Session) -> dict[str, tuple[str, ...]]:
-    """Input name -> sizes without the batch, and whether it holds floats."""
+def _described(session: Session, stated: Mapping[str, Shape]) -> dict[str, tuple[str, ...]]:
+    """Input name -> whether it holds floats, and its sizes without the batch, `?` if unstated."""
     found = {}
     for name, shape in session.input_shapes.items():
         kind = session.input_types[name]
         is_float = kind in ("tensor(float)", "tensor(float16)", "tensor(double)")
-        sizes = [str(size) if isinstance(size, int) else "?" for size in shape[1:]]
+        own: tuple[int | str | None, ...] = shape[1:]
+        if name in stated and len(stated[name]) == len(own):
+            pairs = zip(own, stated[name], strict=True)
+            own = tuple(size if isinstance(size, int) else asked for size, asked in pairs)
+        sizes = [str(size) if isinstance(size, int) else "?" for size in own]
         found[name] = ("floats" if is_float else kind, *sizes)
     return found
 

@@ -9,6 +9,7 @@ import zipfile
 from enum import Enum
 from pathlib import Path
 
+import exporters
 from pipeline.errors import UsageError
 
 ACCEPTED = (
@@ -47,14 +48,11 @@ def detect_kind(path: Path) -> FileKind:
         raise UsageError(f"{path}: no such file") from None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    if size_bytes == 0:
-        raise UsageError(f"{path}: is empty (0 bytes); save or download the model again")
+    reason = exporters.why_no_model(head)
+    if reason is not None:
+        raise UsageError(f"{path}: {reason}")
     if head.startswith(b"PK\x03\x04"):
         return _zip_kind(path, size_bytes)
-    if head.startswith(b"version https://git-lfs"):
-        raise UsageError(f"{path}: is a Git LFS pointer, not the model; run git lfs pull")
-    if head[4:8] == b"ORTM":
-        raise UsageError(f"{path}: is in onnxruntime's own format; give the .onnx it was made from")
     if _has_safetensors_header(path, head, size_bytes):
         return FileKind.SAFETENSORS
     if head[0] == 0x80:
