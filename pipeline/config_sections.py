@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.atomic import require_place
 from pipeline.errors import UsageError
 from pipeline.target import LatencyTarget, Target
 
@@ -278,5 +279,4 @@ class InspectData:
                 self.plot.suffix.lower() in PLOT_SUFFIXES,
                 f"--plot: '{self.plot}' must end in {kinds}",
             )
-            folder = self.plot.parent
-            require(folder.is_dir(), f"--plot: the folder '{folder}' does not exist")
+            require_place(self.plot, "--plot")

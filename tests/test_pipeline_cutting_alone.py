@@ -102,7 +102,7 @@ def test_the_table_tells_both(job: dict[str, Path]) -> None:
         (("--plot", "x.svg"), "--plot has no effect without --data"),
         (("--data", "nothing.npz"), "--data nothing.npz: no such file"),
         (("--data", "{data}", "--plot", "x.gif"), "'x.gif' must end in .svg, .png, .pdf"),
-        (("--data", "{data}", "--plot", "no/x.svg"), "the folder 'no' does not exist"),
+        (("--data", "{data}", "--plot", "no/x.svg"), "the folder of 'no/x.svg' does not exist"),
         (("--data", "{data}", "--max-eval-images", "0"), "--max-eval-images: 0 is below 1"),
         (("--data", "{data}", "--input-size", "1,8,8"), "leave --data out"),
     ],

@@ -84,12 +84,17 @@ def _draw_history(history: dict[str, Any], points: list[dict[str, Any]]) -> svg.
         ax.plot(kept, [scale * p["value"] for p in points], color=svg.LINE, zorder=1)
         for kind, (marker, label) in _KINDS.items():
             own = [p for p in points if p["kind"] == kind]
+            recovered = kind in ("tock", "finetune")
             if own:
                 ax.scatter(
                     [100 * p["flops_kept"] for p in own],
                     [scale * p["value"] for p in own],
                     marker=marker,
-                    color=svg.BEFORE if kind in ("given", "tick") else svg.AFTER,
+                    # Hollow and wide: where recovery gains nothing, its point lies within.
+                    s=30 if recovered else 90,
+                    facecolors=svg.AFTER if recovered else "none",
+                    edgecolors=svg.AFTER if recovered else svg.BEFORE,
+                    linewidths=1.5,
                     label=label,
                     zorder=2,
                 )
