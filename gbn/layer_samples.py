@@ -39,7 +39,8 @@ class End:
 class Wanted:
     """Of one layer in the original network, rows (R, C) of what it gives and of the sum, if any.
 
-    `places`: which rows; `width`: of the image that they are places of.
+    `places`: the same in each image, whose rows follow each other, or rows of a linear layer;
+    `width`: of the image that they are places of.
     """
 
     given: Tensor
@@ -52,16 +53,19 @@ class Wanted:
 class Found:
     """Of one layer in the pruned network, the same rows.
 
-    taken: parts of (R, groups, inputs of an output), what is multiplied with the weights; beside
-    (R, C): what its end is added to, if anything.
+    taken: parts of (R, groups, inputs of an output), what is multiplied with the weights, places
+    before channels; beside (R, C): what its end is added to, if anything.
     """
 
     taken: Iterator[Tensor]
     beside: Tensor | None
 
 
-def survey(model: nn.Module, names: set[str], inputs: Any) -> dict[str, End]:
-    """The ends of those layers that run once, and alone read their weight, as they run."""
+def survey(model: nn.Module, names: set[str], inputs: Any) -> tuple[dict[str, End], Any]:
+    """The ends of those layers that run once, and alone read their weight, as they run.
+
+    And what the network gives.
+    """
     readers = Readers()
     weights = {name: readers.watched(_weight(model, name)) for name in names}
     calls: Counter[str] = Counter()
@@ -88,7 +92,7 @@ def survey(model: nn.Module, names: set[str], inputs: Any) -> dict[str, End]:
                 handle = model.get_submodule(path).register_forward_hook(ran(path))
                 hooks.callback(handle.remove)
         with readers:
-            run_model(model, inputs)
+            outputs = run_model(model, inputs)
     ends = {}
     for name, output in given.items():
         norm: str | None = None
@@ -97,7 +101,7 @@ def survey(model: nn.Module, names: set[str], inputs: Any) -> dict[str, End]:
             norm, after = norms[id(output)]
         if calls[name] == readers.of(weights[name]) == 1:
             ends[name] = End(norm, readers.is_only_added(after))
-    return ends
+    return ends, outputs
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:
@@ -249,10 +253,10 @@ def _places(layer: nn.Module, output: Tensor, rows: int, seed: int) -> Tensor:
 
 
 def _at(layer: nn.Module, places: Tensor, tensor: Tensor) -> Tensor:
-    """(R, C) of a layer's output, or of what has its shape; place by place."""
+    """(R, C) of a layer's output, or of what has its shape; image by image."""
     if isinstance(layer, nn.Conv2d):
-        picked = tensor.flatten(2)[:, :, places]  # (N, C, P)
-        return picked.permute(2, 0, 1).reshape(-1, tensor.shape[1])
+        picked = tensor.flatten(2).index_select(2, places)  # (N, C, P)
+        return picked.mT.reshape(-1, tensor.shape[1])
     return tensor.reshape(-1, tensor.shape[-1])[places]
 
 
@@ -262,15 +266,22 @@ def _taken(layer: nn.Module, x: Tensor, rows: Wanted) -> Iterator[Tensor]:
         yield from x.reshape(-1, 1, x.shape[-1])[rows.places].split(_PART)
         return
     padded = F.pad(x, _padding(layer))
-    for places in rows.places.split(max(_PART // len(x), 1)):
-        corners = (places // rows.width * layer.stride[0], places % rows.width * layer.stride[1])
-        at = [
-            corner[:, None] + torch.arange(k, device=x.device) * d
-            for corner, k, d in zip(corners, layer.kernel_size, layer.dilation, strict=True)
-        ]
-        taken = padded[:, :, at[0][:, :, None], at[1][:, None, :]]  # (N, C, P, kh, kw)
-        count = len(x) * len(places)
-        yield taken.permute(2, 0, 1, 3, 4).reshape(count, layer.groups, layer.weight[0].numel())
+    corners = (
+        rows.places // rows.width * layer.stride[0],
+        rows.places % rows.width * layer.stride[1],
+    )
+    high, wide = (
+        corner[:, None] + torch.arange(k, device=x.device) * d
+        for corner, k, d in zip(corners, layer.kernel_size, layer.dilation, strict=True)
+    )
+    window = (high[:, :, None] * padded.shape[3] + wide[:, None, :]).flatten()  # (P * kh * kw,)
+    # all channels of a pixel lie together, so that whole runs of memory are copied
+    pixels = padded.permute(0, 2, 3, 1).reshape(len(x), -1, padded.shape[1])
+    for images in pixels.split(max(_PART // len(rows.places), 1)):
+        taken = images.index_select(1, window)  # (n, P * kh * kw, C)
+        count = len(images) * len(rows.places)
+        grouped = taken.reshape(count, layer.weight[0, 0].numel(), layer.groups, -1)
+        yield grouped.transpose(1, 2).reshape(count, layer.groups, -1)
 
 
 def _padding(layer: nn.Conv2d) -> tuple[int, int, int, int]:

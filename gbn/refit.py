@@ -18,7 +18,7 @@ taken back where the network's outputs end up farther from the original's than t
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from gbn.prune_plan import PrunePlan
 from gbn.running import output_tensors, plain_eval, refuse_untraceable, run_model
 
 _CHECK_SHARE = 4  # one row in so many is kept back
-_NOTHING = 1e-10  # share of a layer's energy: an error below it is rounding
+_NOTHING = 1e-6  # share of a layer's energy: an error below it is rounding
 _FAINT = 1e-3  # share of the largest γ: a sum is not aimed at through a norm that passes so little
 
 
@@ -76,11 +76,11 @@ def refit(
     left: dict[str, float] = {}
     before = {name: value.clone() for name, value in small.state_dict().items()}
     with torch.no_grad():
-        reference = _outputs(original, inputs)
+        layers, passed_over = _candidates(original, small, plan)
+        ends, outputs = survey(original, set(layers), inputs)
+        reference = _floats(outputs)
         off = _squared_error(reference, _outputs(small, inputs))
         _restore_norms(original, small, plan)
-        layers, passed_over = _candidates(original, small, plan)
-        ends = survey(original, set(layers), inputs)
         for portion in _portions(original, ends, settings):
             left |= _refit_portion((original, small), portion, inputs, layers, settings)
         if _squared_error(reference, _outputs(small, inputs)) > off:
@@ -93,8 +93,11 @@ def refit(
 
 def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
     with plain_eval(model):
-        tensors = output_tensors(run_model(model, inputs))
-    return [tensor.float() for tensor in tensors if tensor.is_floating_point()]
+        return _floats(run_model(model, inputs))
+
+
+def _floats(outputs: Any) -> list[Tensor]:
+    return [tensor.float() for tensor in output_tensors(outputs) if tensor.is_floating_point()]
 
 
 def _squared_error(reference: list[Tensor], found: list[Tensor]) -> float:
@@ -191,11 +194,47 @@ def _candidates(
     return found, refused
 
 
+@dataclass
+class _Sums:
+    """Over rows of x (groups, R, inputs) and y (groups, R, outputs), in float64."""
+
+    rows: int = 0
+    x: Tensor | float = 0.0
+    y: Tensor | float = 0.0
+    xx: Tensor | float = 0.0
+    xy: Tensor | float = 0.0
+    yy: Tensor | float = 0.0
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """Products of one part are of its own precision: a part is small."""
+        self.rows += x.shape[1]
+        self.x = self.x + x.sum(1).double()
+        self.y = self.y + y.sum(1).double()
+        self.xx = self.xx + (x.mT @ x).double()
+        self.xy = self.xy + (x.mT @ y).double()
+        self.yy = self.yy + y.square().sum(1).double()
+
+    def without(self, part: "_Sums") -> "_Sums":
+        pairs = ((getattr(self, f.name), getattr(part, f.name)) for f in fields(self))
+        return _Sums(*(whole - less for whole, less in pairs))
+
+    def normal_equations(self, offset: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(groups, inputs + 1, inputs + 1), (groups, inputs + 1, outputs) and (groups, outputs).
+
+        The last input is `offset`.
+        """
+        x, y, xx, xy, yy = map(torch.as_tensor, (self.x, self.y, self.xx, self.xy, self.yy))
+        corner = xx.new_full((len(xx), 1, 1), self.rows * offset**2)
+        edge = offset * x[:, :, None]
+        gram = torch.cat([torch.cat([xx, edge], 2), torch.cat([edge.mT, corner], 2)], 1)
+        return gram, torch.cat([xy, offset * y[:, None]], 1), yy
+
+
 class _Fit:
     """The normal equations of one layer, group by group, of rows to fit and of rows to check.
 
-    gram (groups, inputs + 1, inputs + 1) and cross (groups, inputs + 1, outputs) sum over rows;
-    the last input is 1 where the layer has where to put an offset.
+    Each input of a group, places before channels, and last 1 where the layer has where to put an
+    offset, else 0.
     """
 
     def __init__(self, model: nn.Module, name: str, end: End) -> None:
@@ -205,27 +244,23 @@ class _Fit:
         assert norm is None or isinstance(norm, BatchNorm)
         self._layer, self.norm = layer, norm
         self._groups = getattr(layer, "groups", 1)
-        self._sums: dict[bool, tuple[Any, ...]] = {}
+        self._all, self._kept_back = _Sums(), _Sums()
 
     def add(self, found: Found, rows: Wanted, outputs: Tensor) -> None:
         aim = self._aim(found, rows, outputs)
-        offset = float(self._layer.bias is not None or self.norm is not None)
+        # whole images are kept back, which are news; of few images, single places
+        together = len(rows.places) if isinstance(self._layer, nn.Conv2d) else 1
+        together = together if len(aim) >= _CHECK_SHARE * together else 1
+        check = torch.arange(len(aim), device=aim.device) // together % _CHECK_SHARE == 0
         start = 0
         for part in found.taken:
-            taken = part.double()
-            x = torch.cat([taken, taken.new_full((*taken.shape[:2], 1), offset)], dim=2)
-            y = aim[start : start + len(x)].double().reshape(len(x), self._groups, -1)
-            check = torch.arange(start, start + len(x), device=x.device) % _CHECK_SHARE == 0
-            for kept_back in (False, True):
-                chosen = check == kept_back
-                self._sum(kept_back, x[chosen].transpose(0, 1), y[chosen].transpose(0, 1))
-            start += len(x)
-
-    def _sum(self, kept_back: bool, x: Tensor, y: Tensor) -> None:
-        """x (groups, R, inputs + 1), y (groups, R, outputs)."""
-        news = (x.mT @ x, x.mT @ y, y.square().sum(1))
-        olds = self._sums.get(kept_back, (0.0, 0.0, 0.0))
-        self._sums[kept_back] = tuple(old + new for old, new in zip(olds, news, strict=True))
+            precision = torch.promote_types(part.dtype, torch.float32)
+            here = slice(start, start + len(part))
+            x = part.to(precision).transpose(0, 1)
+            y = aim[here].to(precision).reshape(len(part), self._groups, -1).transpose(0, 1)
+            self._all.add(x, y)
+            self._kept_back.add(x[:, check[here]], y[:, check[here]])
+            start = here.stop
 
     def _aim(self, found: Found, rows: Wanted, outputs: Tensor) -> Tensor:
         """(R, C): what the layer should give for its end, or the sum, to be the original's."""
@@ -252,43 +287,43 @@ class _Fit:
 
     def solve(self, ridge: float) -> float | None:
         """Set the weights; the share of the error left on rows kept back, None: nothing gained."""
-        gram, cross, _ = self._sums[False]
+        offset = float(self._layer.bias is not None or self.norm is not None)
+        gram, cross, _ = self._all.without(self._kept_back).normal_equations(offset)
+        test = self._kept_back.normal_equations(offset)
         old = self._old_weights()
         pull = ridge * gram.diagonal(dim1=1, dim2=2).mean(1)
         pull = pull.clamp_min(torch.finfo(torch.float64).tiny)[:, None, None]
         # towards the old weights: where samples say nothing, nothing changes
         eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
         new, failed = torch.linalg.solve_ex(gram + pull * eye, cross + pull * old)
-        before, after = self._error(old), self._error(new)
-        if failed.any() or not after < before or before < _NOTHING * self._energy():
+        before, after = (self._error(weights, *test) for weights in (old, new))
+        energy = self._weighted(test[2])
+        if failed.any() or not after < before or before < _NOTHING * energy:
             return None
         self._set(new)
         return after / before
 
-    def _energy(self) -> float:
-        squares = self._sums[True][2]
-        return float((squares * self._per_group(self._scale().square())).sum())
+    def _error(self, weights: Tensor, gram: Tensor, cross: Tensor, squares: Tensor) -> float:
+        """Squared error of the end over the rows of these equations."""
+        return max(self._weighted(squares + (weights * (gram @ weights - 2 * cross)).sum(1)), 0.0)
 
-    def _error(self, weights: Tensor) -> float:
-        """Squared error of the end over the rows kept back."""
-        gram, cross, squares = self._sums[True]
-        errors = squares + (weights * (gram @ weights - 2 * cross)).sum(1)
-        return max(float((errors * self._per_group(self._scale().square())).sum()), 0.0)
-
-    def _per_group(self, values: Tensor) -> Tensor:
-        return values.double().reshape(self._groups, -1)
+    def _weighted(self, squares: Tensor) -> float:
+        """Sum over outputs (groups, outputs), as much as each is worth behind the norm."""
+        worth = self._scale().square().double().reshape(squares.shape)
+        return float((squares * worth).sum())
 
     def _old_weights(self) -> Tensor:
         """(groups, inputs + 1, outputs of a group)."""
         weight, bias = self._layer.weight, self._layer.bias
         bias = weight.new_zeros(len(weight)) if bias is None else bias
-        rows = torch.cat([weight.flatten(1), bias[:, None]], dim=1).double()
+        rows = torch.cat([weight.movedim(1, -1).flatten(1), bias[:, None]], dim=1).double()
         return rows.reshape(self._groups, -1, rows.shape[1]).mT
 
     def _set(self, new: Tensor) -> None:
         layer, norm = self._layer, self.norm
         rows = new.mT.reshape(len(layer.weight), -1)
-        layer.weight.copy_(rows[:, :-1].reshape(layer.weight.shape))
+        weight = layer.weight.movedim(1, -1)
+        weight.copy_(rows[:, :-1].reshape(weight.shape))
         if layer.bias is not None:
             layer.bias.copy_(rows[:, -1])
         elif norm is not None and norm.running_mean is not None:

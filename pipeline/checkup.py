@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
@@ -29,14 +30,15 @@ _TRAINING_COST = 3  # forward passes that a training step is worth
 class Checkup:
     """metric: as in the report. in_points: values are fractions in [0, 1].
 
-    measure: of a network in eval mode, on its own device; called without gradients.
+    measure: of a network in eval mode, on its own device, called without gradients; None where
+    the metric is not finite.
     """
 
     metric: str
     samples: int
     higher_is_better: bool
     in_points: bool
-    measure: Callable[[nn.Module], float]
+    measure: Callable[[nn.Module], float | None]
 
 
 def num_images(training_images: int, phases: int) -> int:
@@ -50,7 +52,7 @@ def on_data(data: Data, judge: Judge, images: int) -> Checkup:
     batches = data.val_sample(images)
     metric = judge.task.metric
 
-    def measure(model: nn.Module) -> float:
+    def measure(model: nn.Module) -> float | None:
         name = "top1" if metric is None else metric.name
         total, samples = 0.0, 0
         for outputs, targets, size in _outputs(model, batches):
@@ -58,7 +60,10 @@ def on_data(data: Data, judge: Judge, images: int) -> Checkup:
                 total += int((tree_leaves(outputs)[0].argmax(1) == targets).sum())
             else:
                 arrays = [leaf.numpy() for leaf in tree_leaves(outputs)]
-                total += sum_of(judge.judge(arrays, targets), size, name)
+                judged = np.asarray(judge.judge(arrays, targets))
+                if judged.dtype.kind == "f" and not np.isfinite(judged).all():
+                    return None
+                total += sum_of(judged, size, name)
             samples += size
         return total / samples
 

@@ -91,7 +91,7 @@ class Compressor:
         self._phases = self.phases(epochs)
         now = self._restored()
         now.device = "cpu" if self._trainer is None else self._trainer.device
-        now.given = self._check(copy.deepcopy(self._original))
+        now.given = self._check(copy.deepcopy(self._original), "as given")
         phases = self._phases
         for number, phase in enumerate(phases):
             if number < now.done:
@@ -109,7 +109,7 @@ class Compressor:
                 "seconds": round(monotonic() - began, 2),
                 "flops_kept": self._macs.total(now.alive) / self._whole[0],
             }
-            found = self._check(now.model)
+            found = self._check(now.model, label)
             now.curve.append(point if found is None else point | {"check": found})
             self._log(now.position, point["flops_kept"], found)
             self._save(now)
@@ -119,8 +119,14 @@ class Compressor:
         """The plan, for the original network, that keeps these atoms."""
         return gbn.PrunePlan.of(self._groups, alive)
 
-    def _check(self, model: nn.Module) -> float | None:
-        return None if self._trainer is None else self._trainer.check(model)
+    def _check(self, model: nn.Module, label: str) -> float | None:
+        if self._trainer is None or self._trainer.checkup is None:
+            return None
+        found = self._trainer.check(model)
+        if found is None:
+            metric = self._trainer.checkup.metric
+            self._console.warn(f"{label}: {metric} is not finite on the samples of the check-up")
+        return found
 
     def _log(self, position: int, flops_kept: float, found: float | None) -> None:
         if self._trainer is None:
@@ -224,13 +230,14 @@ class Compressor:
         """Without training. `step` leads to `small` from the network as it stood, `plan` from the
         original."""
         assert self._trainer is not None
+        trains = [phase.kind != "tick" for phase in self._phases]
         if not self._goal.recipe.refit:
             self._trainer.renew_statistics(small)
-        elif any(p.kind != "tick" for p in self._phases[: now.done]):
+        elif any(trains[: now.done]):
             # what a trained network computes by now is its own; before, the original is the aim
-            self._trainer.repair(now.model, small, step)
+            self._trainer.repair(now.model, small, step, last=False)
         else:
-            self._trainer.repair(self._original, small, plan)
+            self._trainer.repair(self._original, small, plan, last=not any(trains))
         small.cpu()
 
     def _recover(self, now: Compressed, phase: Phase, label: str) -> None:

@@ -1,7 +1,7 @@
-"""Batch norms' running statistics, anew.
+"""What is made good after a cut without training: the images for it, and running statistics.
 
-Enters: a network in eval mode, and batches of images on its device. Leaves: the network with
-statistics that are those of the images.
+Enters: a network in eval mode, and training images as they are. Leaves: one batch to refit layers
+on, or batch norms whose statistics are those of the images.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from gbn.norms import tracked_norms
+from pipeline.data import Data
+
+
+def one_batch(data: Data, images: int, values: int) -> Tensor:
+    """At most so many training images (N, ...), of at most so many `values` in all, but one."""
+    found: list[Tensor] = []
+    for batch, _ in data.calibration_batches(images):
+        fitting = max(values // batch[0].numel(), 1)
+        left = min(fitting, images) - sum(map(len, found))
+        if left <= 0:
+            break
+        found.append(batch[:left])
+    return torch.cat(found)
 
 
 def renew_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:

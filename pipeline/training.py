@@ -35,7 +35,7 @@ from pipeline.learning import (
 )
 from pipeline.objectives import Ask
 from pipeline.ranks import Ranks, Work, WorkKind, plan_hash
-from pipeline.renewal import renew_statistics
+from pipeline.renewal import one_batch, renew_statistics
 from pipeline.stream_distance import StreamDistance
 from pipeline.training_settings import Pass, Progress, TrainingSettings
 
@@ -43,6 +43,7 @@ _CLIP_NORM = 5.0
 _BN_BATCHES = 16
 _REFIT_IMAGES = 512
 _REFIT_VALUES = 2**24  # numbers in these images at most: 111 of 3 x 224 x 224
+_LAST_TIMES = 2  # as many images and rows where no training follows
 
 Loss = Callable[[Any, Tensor, Ask], Tensor]
 
@@ -259,27 +260,21 @@ class Trainer:
     def _sgd(self, parameters: list[nn.Parameter], lr: float) -> torch.optim.SGD:
         return sgd(parameters, lr, decay_all=self._settings.decay_all)
 
-    def repair(self, original: nn.Module, small: nn.Module, plan: gbn.PrunePlan) -> None:
+    def repair(
+        self, original: nn.Module, small: nn.Module, plan: gbn.PrunePlan, *, last: bool
+    ) -> None:
         """What can be made good after a cut without training: layers are refitted.
 
-        `plan` leads from `original` to `small`. Afterwards norms are settled, so that training
-        starts from what the refit has reached.
+        `plan` leads from `original` to `small`; last: no training follows, so that a closer fit is
+        worth its time. Afterwards norms are settled, so that training starts from what the refit
+        has reached.
         """
-        inputs = self._calibration_images()
+        times = _LAST_TIMES if last else 1
+        inputs = self._place(one_batch(self._data, times * _REFIT_IMAGES, _REFIT_VALUES))
+        settings = gbn.RefitSettings(rows=times * gbn.RefitSettings().rows)
         self._fabric.to_device(small)
-        gbn.refit(self._fabric.to_device(copy.deepcopy(original)), small, plan, inputs)
+        gbn.refit(self._fabric.to_device(copy.deepcopy(original)), small, plan, inputs, settings)
         gbn.settle_norms(small, [inputs])
-
-    def _calibration_images(self) -> Tensor:
-        """One batch, as large as is of use and fits."""
-        found: list[Tensor] = []
-        for images, _ in self._data.calibration_batches(_REFIT_IMAGES):
-            fitting = max(_REFIT_VALUES // images[0].numel(), 1)
-            left = min(fitting, _REFIT_IMAGES) - sum(map(len, found))
-            if left <= 0:
-                break
-            found.append(images[:left])
-        return self._place(torch.cat(found))
 
     def renew_statistics(self, model: nn.Module) -> None:
         """Batch norms' running statistics, anew from training images."""

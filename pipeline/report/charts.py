@@ -47,9 +47,9 @@ def charts(report: Report) -> list[Chart]:
 def history_chart(report: Report) -> Chart | None:
     """The check-ups' metric against the share of the FLOPs that is kept, phase by phase."""
     history = report.history
-    if history is None or len(history["points"]) < 2:
+    points = [p for p in history["points"] if p["value"] is not None] if history else []
+    if history is None or len(points) < 2:
         return None
-    points = [p for p in history["points"] if p["value"] is not None]
     first, last = points[0], points[-1]
     caption = (
         f"Checked in PyTorch on {history['samples']} held-out samples after each phase; the "
