@@ -14,6 +14,7 @@ fi
 candidate=$1 baseline=$2 reports=$3
 shift 3
 mkdir -p "$reports"
+rm -f "$reports"/gate.{json,xml,md}  # of an earlier run in the same folder
 
 code=0
 compress verify "$candidate" --baseline "$baseline" \

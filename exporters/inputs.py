@@ -31,6 +31,8 @@ def random_inputs(
 ) -> dict[str, Array]:
     """Normally distributed floats; whole numbers from 0, which may be indices, to under `below`.
 
+    The largest of them is always among these.
+
     sizes: input name -> shape without the batch, needed where the file leaves it open.
     Raises ExportError, naming the input.
     """
@@ -89,4 +91,7 @@ def _values(
     if np.issubdtype(dtype, np.floating):
         return rng.standard_normal(shape).astype(dtype)
     values = 2 if dtype == np.bool_ else int(np.iinfo(dtype.str).max) + 1
-    return rng.integers(0, min(below, values), shape).astype(dtype)
+    below = min(below, values)
+    whole = rng.integers(0, below, shape).astype(dtype)
+    whole.reshape(-1)[:1] = below - 1
+    return whole

@@ -33,8 +33,9 @@ def median_interval(
 
 
 def _bootstrap(values: Floats, rng: np.random.Generator, level: float) -> tuple[float, float]:
-    # More values are first taken together in runs of neighbours, each by its median.
-    run = -(-len(values) // _MAX_VALUES)
+    # More values are first taken together in runs of neighbours, each by its median; runs are odd,
+    # since a median of an even number is a mean, whose median is another where values are skewed.
+    run = -(-len(values) // _MAX_VALUES) | 1
     if run > 1:
         whole = len(values) // run * run
         values = np.median(values[:whole].reshape(-1, run), axis=1)

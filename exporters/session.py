@@ -29,6 +29,9 @@ Array = npt.NDArray[np.generic]
 _COMPUTE_OPS = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Attention", "FusedConv", "FusedGemm"}
     | {"FusedMatMul", "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "QGemm"}
+    | {"DeformConv", "NhwcConv", "NhwcFusedConv", "LSTM", "GRU", "RNN", "MultiHeadAttention"}
+    | {"GroupQueryAttention", "QAttention", "MatMulNBits", "DynamicQuantizeMatMul"}
+    | {"MatMulIntegerToFloat"}
 )
 
 # onnxruntime's errors have no common base but Exception.
@@ -184,8 +187,10 @@ class Session:
         wanted = ORT_NAMES[self.provider]
         elsewhere: Counter[str] = Counter()
         left: list[str] = []
+        ran = False
         for subgraph in self._session.get_provider_graph_assignment_info():
             if subgraph.ep_name == wanted:
+                ran = True
                 continue
             for node in subgraph.get_nodes():
                 elsewhere[node.op_type] += 1
@@ -197,7 +202,7 @@ class Session:
                 f"{self._source}: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}; "
                 f"{missing(self.provider)}"
             )
-        if wanted not in self._session.get_providers():
+        if wanted not in self._session.get_providers() or (elsewhere and not ran):
             raise ProviderError(
                 f"provider {self.provider!r} did not load for {self._source}: "
                 f"{missing(self.provider)}"

@@ -150,7 +150,7 @@ def _targets(options: dict[str, Any], *names: str) -> list[Write]:
     taken: dict[Path, str] = {}
     for name in names:
         path = options[name]
-        if path is None or _is_stdout(path, name):
+        if path is None or _is_stdout(path, name) or _is_stream(Path(path)):
             continue
         other = taken.setdefault(Path(path).resolve(), name)
         if other != name:
@@ -164,10 +164,14 @@ def _target(path: str | None, option: str) -> Write:
     if _is_stdout(path, option):
         return lambda text: click.echo(text(), nl=False)
 
+    if _is_stream(Path(path)):
+
+        def append(text: Callable[[], str]) -> None:
+            with Path(path).open("a", encoding="utf-8") as stream:
+                stream.write(text())
+
+        return append
     target = Path(path).resolve()  # through a link, which stays
-    if target.exists() and not (target.is_file() or target.is_dir()):
-        # a device or a pipe is written to and not replaced
-        return lambda text: target.write_text(text(), encoding="utf-8")
     require_place(target if Path(path).is_symlink() else Path(path), f"--{option}")
     if target.is_file() and _is_binary(target):
         raise UsageError(f"--{option}: '{path}' is there and is no text: name another file")
@@ -175,7 +179,16 @@ def _target(path: str | None, option: str) -> Write:
 
 
 def _is_stdout(path: str, option: str) -> bool:
-    return option == "json" and path == "-"
+    if path == "-" and option != "json":
+        raise UsageError(f"--{option}: '-' is for --json alone: name a file")
+    return path == "-"
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is a device or a pipe, also named as /dev/stdout is: written to, not replaced."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return True
+    return path.absolute().parts[:2] in (("/", "dev"), ("/", "proc")) and path.exists()
 
 
 def _is_binary(path: Path) -> bool:

@@ -330,3 +330,12 @@ def test_the_calling_thread_stays_on_one_core_and_is_free_again_afterwards() -> 
         assert os.sched_getaffinity(0) == set(cores) <= allowed
         raise KeyError
     assert os.sched_getaffinity(0) == allowed
+
+
+@pytest.mark.parametrize("n", [1500, 1501, 1600, 3000, 6001])
+def test_more_values_do_not_move_the_interval_of_skewed_times(n: int) -> None:
+    """Many values are taken together first, which must not make another quantity of the median."""
+    values = np.random.default_rng(0).exponential(1.0, n)
+    low, high = median_interval(values, np.random.default_rng(1), 0.993)
+    assert low < np.log(2) < high
+    assert high - np.log(2) < 0.15

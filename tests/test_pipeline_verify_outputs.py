@@ -138,5 +138,13 @@ def test_text_outputs_have_no_parity(tmp_path: Path) -> None:
 
 
 def test_a_batch_beyond_all_memory_and_a_seed_below_0_are_refused(small: Path) -> None:
-    assert "too little memory" in refused("bench", small, "--batch-size", 10**12)
+    assert "above 1,048,576" in refused("bench", small, "--batch-size", 10**19)
+    wide = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "w"])
+    same = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "w"])
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "net", [wide], [same])
+    opset = [helper.make_opsetid("", 18)]
+    path = small.with_name("wide.onnx")
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    asked = ("bench", path, "--batch-size", 2**20, "--input-size", 2**20)
+    assert "too little memory" in refused(*asked)
     assert "--seed: -1 is below 0" in refused("bench", small, "--seed", "-1")

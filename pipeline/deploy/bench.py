@@ -19,7 +19,7 @@ import exporters
 from exporters.intervals import median_interval
 from exporters.latency import LatencyStats
 from pipeline.deploy.config import BenchConfig, RuntimeConfig
-from pipeline.deploy.sessions import Runner, batches_of
+from pipeline.deploy.sessions import Runner, batches_of, same_inputs
 from pipeline.report.environment import environment
 
 
@@ -90,6 +90,8 @@ def _on_provider(config: BenchConfig, num_providers: int) -> tuple[list[BenchRow
     rows: list[BenchRow] = []
     warnings: list[str] = []
     batches = batches_of(runtime, *sessions)
+    if any(not same_inputs(sessions[0], other, runner) for other in sessions[1:]):
+        warnings.append("the files take different inputs: the speed-up compares different work")
     seconds = runtime.max_seconds / len(batches) / num_providers
     for batch in batches:
         timed = [

@@ -18,7 +18,8 @@ from pipeline.errors import UsageError
 
 DEFAULT_VERIFY_SECONDS = 20.0
 DEFAULT_BENCH_SECONDS = 5.0
-_SIZE = re.compile(r"(?:(?P<name>[^:,]+):)?(?P<sizes>\d+(?:,\d+)*)")
+_MOST = 2**20  # of a batch, or of one size of an input
+_SIZE = re.compile(r"(?:(?P<name>[^,]+):)?(?P<sizes>\d+(?:,\d+)*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class RuntimeConfig:
     def __post_init__(self) -> None:
         for batch in self.batches:
             require(batch >= 1, f"--batch-size: {batch} is below 1")
+            require(batch <= _MOST, f"--batch-size: {batch} is above {_MOST:,}")
         repeated = len(set(self.batches)) < len(self.batches)
         require(not repeated, f"--batch-size: a size is given twice: {self.batches}")
         require(self.threads >= 1, f"--threads: {self.threads} is below 1")
@@ -130,6 +132,10 @@ class VerifyConfig:
         )
         asked = relative or limits.on_accuracy or limits.on_latency
         require(
+            limits.on_latency or limits.parity_tolerance is not None or not self.runtime.batches,
+            "--batch-size has no effect: it is of latency and parity, and no such limit is given",
+        )
+        require(
             bool(asked) or not self.runtime.input_sizes,
             "--input-size has no effect: no limit is given for which the file must run",
         )
@@ -217,7 +223,7 @@ def runtime_config(
 def _input_size(text: str) -> tuple[str | None, tuple[int, ...]]:
     match = _SIZE.fullmatch(text.strip())
     sizes = tuple(int(n) for n in match["sizes"].split(",")) if match else ()
-    if match is None or min(sizes) < 1:
+    if match is None or min(sizes) < 1 or max(sizes) > _MOST:
         raise UsageError(f"--input-size: {text!r} is not C,H,W or NAME:C,H,W, as in 3,224,224")
     return match["name"], sizes
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import exporters
 from exporters.session import Session
 from pipeline.console import RunConsole
@@ -92,16 +94,18 @@ def _check_running(
 ) -> None:
     """All that needs the files to run."""
     candidate, baseline = sessions
-    if baseline is not None and config.limits.need_baseline:
+    limits = config.limits
+    runs = limits.parity_tolerance is not None or limits.on_accuracy or limits.on_latency
+    if baseline is not None and runs:
         require_same_inputs(baseline, candidate, runner, config)
     # What may be refused comes before what takes long.
     batches = batches_of(config.runtime, candidate, baseline)
-    data = _load_data(config, runner, candidate)
-    if config.limits.parity_tolerance is not None and baseline is not None:
+    data = _load_data(config, runner, sessions)
+    if limits.parity_tolerance is not None and baseline is not None:
         _check_parity(config, runner, (candidate, baseline), data, found)
-    if config.limits.on_accuracy and data is not None:
+    if limits.on_accuracy and data is not None:
         _check_accuracy(config, (candidate, baseline), data, found, console)
-    if config.limits.on_latency:
+    if limits.on_latency:
         checks, sections, warnings = latency_checks(config, runner, batches)
         found.checks += checks
         found.figures["latency"] = sections
@@ -157,12 +161,18 @@ def _check_parity(
     tolerance = config.limits.parity_tolerance or 0.0
     began = monotonic()
     fixed = exporters.fixed_batch(candidate) or exporters.fixed_batch(baseline)
-    batches = (fixed,) if fixed else (1, _PARITY_BATCH)
+    batches = (fixed,) if fixed else config.runtime.batches or (1, _PARITY_BATCH)
     inputs = [runner.varied_inputs(baseline, batch) for batch in batches]
+    zeros = {n for i in inputs for n, v in i.items() if v.dtype.kind in "iu" and not v.any()}
+    found.warnings += [
+        f"parity: of input {name!r} only zeros were compared: the file takes no other random values"
+        for name in sorted(zeros)
+    ]
     if data is not None:
-        images, _ = next(iter(data.val_loader(batches[-1])))
-        if len(images) == batches[-1]:
-            inputs.append({baseline.input_names[0]: images.float().numpy()})
+        images = next(iter(data.val_loader(batches[-1])))[0].float().numpy()
+        # of fewer images than the batch holds the last one is repeated
+        rows = np.minimum(np.arange(batches[-1]), len(images) - 1)
+        inputs.append({baseline.input_names[0]: images[rows]})
     parity = exporters.check_session_parity(baseline, candidate, inputs, tolerance)
     proven = parity.output_scale > 0
     finite = math.isfinite(parity.max_abs_diff)
@@ -234,7 +244,10 @@ def _accuracy_checks(
         )
 
 
-def _load_data(config: VerifyConfig, runner: Runner, candidate: Session) -> "Data | None":
+def _load_data(
+    config: VerifyConfig, runner: Runner, sessions: tuple[Session, Session | None]
+) -> "Data | None":
+    candidate, baseline = sessions
     if config.data is None:
         return None
 
@@ -249,7 +262,7 @@ def _load_data(config: VerifyConfig, runner: Runner, candidate: Session) -> "Dat
         )
     mean, std = config.mean, config.std
     if mean is None:
-        mean, std = _written_normalisation(candidate, config.candidate)
+        mean, std = _common_normalisation(config, candidate, baseline)
     channels, height, width = shapes[0]
     return load_data(
         DataRequest(
@@ -261,6 +274,23 @@ def _load_data(config: VerifyConfig, runner: Runner, candidate: Session) -> "Dat
             val_only=True,
         )
     )
+
+
+def _common_normalisation(
+    config: VerifyConfig, candidate: Session, baseline: Session | None
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+    """What one file says, or both alike: the same images go into both."""
+    ours = _written_normalisation(candidate, config.candidate)
+    if baseline is None or config.baseline is None:
+        return ours
+    theirs = _written_normalisation(baseline, config.baseline)
+    if None not in (*ours, *theirs) and ours != theirs:
+        said = (f"mean {mean}, std {std}" for mean, std in (ours, theirs))
+        raise UsageError(
+            f"the candidate's metadata says {next(said)}, the baseline's {next(said)}: the same "
+            "images cannot be right for both; give --mean and --std if they are"
+        )
+    return theirs if ours[0] is None else ours
 
 
 def _written_normalisation(

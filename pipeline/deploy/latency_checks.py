@@ -18,11 +18,12 @@ from pipeline.deploy.config import VerifyConfig
 from pipeline.deploy.sessions import Runner
 
 _FIRST_LOOK_S = 1.5
+_MAX_ROUNDS = 1_000_000  # of the smallest networks in a minute; more would fill the memory
 _STATES = {PASS: MET, FAIL: MISSED}
 
 # Limit -> its name, and how a value and the limit are written.
 _WORDS: dict[str, tuple[str, Callable[[float], str], str]] = {
-    "max_ms": ("latency", lambda v: f"{v:.3g} ms", "at most"),
+    "max_ms": ("latency", lambda v: _ms(v), "at most"),
     "min_speedup": ("speed-up", lambda v: f"{v:.3g}x", "at least"),
     "max_regression": ("regression", lambda v: f"{100 * v:+.1f} %", "at most"),
 }
@@ -47,6 +48,7 @@ def latency_checks(
         seconds = config.runtime.max_seconds / len(batches)
         settings = exporters.LatencySettings(
             batch=batch,
+            max_runs=_MAX_ROUNDS,
             min_seconds=min(_FIRST_LOOK_S, seconds),
             max_seconds=seconds,
             seed=config.runtime.seed,
@@ -54,7 +56,7 @@ def latency_checks(
         with exporters.on_core(cores):
             measured, section = _measure((before, after), runner, settings, limits)
         label = f" at batch {batch}" if len(batches) > 1 else ""
-        checks += [_check(v, label, measured.seconds) for v in measured.verdicts]
+        checks += [_check(v, label, measured) for v in measured.verdicts]
         sections.append({**section, "threads": config.runtime.threads, "cores": list(cores)})
         warnings += [f"latency{label}: {warning}" for warning in measured.warnings]
     return checks, sections, warnings
@@ -89,7 +91,7 @@ def _as(session: Session, inputs: dict[str, Array]) -> dict[str, Array]:
     return {name: session.as_input(name, value) for name, value in inputs.items()}
 
 
-def _check(verdict: LimitVerdict, label: str, seconds: float) -> Check:
+def _check(verdict: LimitVerdict, label: str, measured: LatencyMeasurement) -> Check:
     name, text, bound = _WORDS[verdict.limit_name]
     interval = f"[{text(verdict.low)}, {text(verdict.high)}] at {100 * verdict.level:.1f} %"
     state = _STATES.get(verdict.state, UNDECIDED)
@@ -99,12 +101,20 @@ def _check(verdict: LimitVerdict, label: str, seconds: float) -> Check:
         state=state,
         measured=f"{text(verdict.value)} {interval}",
         limit=f"{bound} {text(verdict.limit).lstrip('+')}",
-        reason=_reason(verdict) if state == UNDECIDED else "",
-        seconds=seconds,
+        reason=_reason(verdict, measured) if state == UNDECIDED else "",
+        seconds=measured.seconds,
     )
 
 
-def _reason(verdict: LimitVerdict) -> str:
+def _ms(value: float) -> str:
+    return f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
+
+
+def _reason(verdict: LimitVerdict, measured: LatencyMeasurement) -> str:
+    if len(measured.undisturbed) >= _MAX_ROUNDS:
+        return f"the interval of {_MAX_ROUNDS:,} rounds holds the limit"
     if verdict.low <= verdict.limit <= verdict.high:
         return "the interval holds the limit: raise --max-seconds"
+    if measured.undisturbed.all():
+        return "too few rounds: raise --max-seconds"
     return "too few rounds that no other process broke: raise --max-seconds"

@@ -5,7 +5,6 @@ own, and the inputs they are run on. Refused: batches that a file does not take,
 whose inputs are not the candidate's.
 """
 
-import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from exporters.session import Array, Session
 from pipeline.deploy.config import RuntimeConfig, VerifyConfig
 from pipeline.errors import UsageError
 
-_WHOLE_BELOW = (256, 16, 2)
-"""Tried in this order; zeros where a file takes none of them."""
+_WHOLE_BELOW = 256  # pixels; a table has fewer rows, or the first ones are looked up
 
 
 class Runner:
@@ -49,16 +47,21 @@ class Runner:
 
         They may be pixels, or indices of a table whose size nobody states. Raises ExportError.
         """
-        plain = self.inputs(session, batch)
-        if all(values.dtype.kind == "f" for values in plain.values()):
-            return plain
+        best = self.inputs(session, batch)
+        if all(values.dtype.kind == "f" for values in best.values()):
+            return best
         sizes, seed = self.stated_sizes(session), self._runtime.seed
-        for below in _WHOLE_BELOW:
+        taken, refused = 1, _WHOLE_BELOW + 1
+        below = _WHOLE_BELOW
+        while refused - taken > 1:
             inputs = random_inputs(session, batch, sizes, seed, below=below)
-            with contextlib.suppress(exporters.ExportError):
+            try:
                 session.run({n: session.as_input(n, v) for n, v in inputs.items()})
-                return inputs
-        return plain
+                taken, best = below, inputs
+            except exporters.ExportError:
+                refused = below
+            below = (taken + refused) // 2
+        return best
 
     def stated_sizes(self, session: Session) -> dict[str, Shape]:
         """Input name -> the size stated for it, without the batch. Raises UsageError."""
@@ -81,6 +84,13 @@ def batches_of(runtime: RuntimeConfig, *sessions: Session | None) -> tuple[int, 
     if wrong:
         raise UsageError(f"--batch-size {wrong[0]}: a file has a fixed batch of {own}")
     return runtime.batches or (own or 1,)
+
+
+def same_inputs(one: Session, other: Session, runner: Runner) -> bool:
+    """Whether both take inputs of the same names, kinds and sizes."""
+    return _described(one, runner.stated_sizes(one)) == _described(
+        other, runner.stated_sizes(other)
+    )
 
 
 def require_same_inputs(

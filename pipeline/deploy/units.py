@@ -7,11 +7,12 @@ meet (0ms, -3%, nan).
 
 import math
 import re
+from decimal import Decimal
 
 from pipeline.errors import UsageError
 
 _NUMBER = re.compile(r"(?P<number>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>[a-zA-Z%]*)")
-_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+_MS = {"us": Decimal("0.001"), "ms": Decimal(1), "s": Decimal(1000)}
 _BYTES = {
     "b": 1,
     "kb": 10**3,
@@ -23,11 +24,12 @@ _BYTES = {
 }
 
 
-def _read(text: str, option: str, forms: str) -> tuple[float, str]:
+def _read(text: str, option: str, forms: str) -> tuple[Decimal, str]:
+    """Exact: 2.01 MB are 2,010,000 bytes."""
     match = _NUMBER.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"{option}: cannot read {text!r}: give {forms}")
-    return float(match["number"]), match["unit"].lower()
+    return Decimal(match["number"]), match["unit"].lower()
 
 
 def milliseconds(text: str, option: str) -> float:
@@ -36,7 +38,7 @@ def milliseconds(text: str, option: str) -> float:
     value, unit = _read(text, option, forms)
     if unit not in _MS or value == 0:
         raise UsageError(f"{option}: {text!r} is not {forms}")
-    return value * _MS[unit]
+    return float(value * _MS[unit])
 
 
 def factor(text: str, option: str) -> float:
@@ -45,7 +47,7 @@ def factor(text: str, option: str) -> float:
     value, unit = _read(text, option, forms)
     if unit not in ("", "x") or value == 0:
         raise UsageError(f"{option}: {text!r} is not {forms}")
-    return value
+    return float(value)
 
 
 def per_cent(text: str, option: str) -> float:
@@ -54,7 +56,7 @@ def per_cent(text: str, option: str) -> float:
     value, unit = _read(text, option, forms)
     if unit != "%":
         raise UsageError(f"{option}: {text!r} is not {forms}")
-    return value / 100
+    return float(value / 100)
 
 
 def fraction(text: str, option: str) -> float:
@@ -64,7 +66,7 @@ def fraction(text: str, option: str) -> float:
     value = value / 100 if unit == "%" else value
     if unit not in ("", "%") or not 0 < value <= 1:
         raise UsageError(f"{option}: {text!r} is not {forms}")
-    return value
+    return float(value)
 
 
 def num_bytes(text: str, option: str) -> int:
