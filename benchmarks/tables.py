@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from pipeline.report import environment
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 RUNS = ROOT / "bench-runs"
@@ -39,7 +41,4 @@ def processor() -> str:
     """The CPU's own name where the system tells it, and the number of cores torch may use."""
     import torch
 
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{environment.processor()}, {torch.get_num_threads()} threads"

@@ -40,11 +40,11 @@ class Residual(nn.Module):
 
 
 def draw_schedule() -> None:
-    """FLOPs kept over the training budget, for a budget of 400 batches and a target of 40 %."""
+    """FLOPs kept over the training budget, for a budget of 3900 batches and a target of 40 %."""
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     ax = figure.subplots()
     at, kept, named = 0, 1.0, set()
-    for phase in schedule(budget=400, target=0.4):
+    for phase in schedule(budget=3900, target=0.4):
         colour, label = KINDS[phase.kind]
         ax.axvspan(at, at + phase.batches, color=colour, alpha=0.35, linewidth=0,
                    label=None if phase.kind in named else label)  # fmt: skip

@@ -61,7 +61,10 @@ class Forecast:
                 f"{planned.kind}: {planned.count} x, {planned.batches} batches of "
                 f"{self.batch_size} in all, about {_duration(planned.seconds)}"
             )
-        yield f"estimate: {_duration(self.seconds)} on this machine, then export and verify"
+        yield (
+            f"estimate: {_duration(self.seconds)} of scoring and training on this machine; "
+            "refits, proofs, export and verify come on top"
+        )
 
 
 def forecast(config: RunConfig, baseline: Baseline, goal: Goal) -> Forecast:

@@ -18,7 +18,8 @@ FILE = Path("compress.toml")
 _HEAD = """\
 # Settings of a run: compress --config {file}
 # Each option of the command line has its name here, and the command line wins. Options in comments
-# have no effect; they show the default, or an example where there is none.
+# have no effect; they show the default, or an example where there is none. Paths are seen from the
+# folder in which compress runs, not from this file.
 """
 
 # Values to show where nothing is set: the default, or an example.
@@ -43,7 +44,7 @@ SHOWN: Mapping[str, Any] = {
     "lr": 0.05,
     "accumulate": 1,
     "no_distill": False,
-    "insert_bn": False,
+    "insert_bn": True,
     "seed": 0,
     "channel_multiple": "auto",
     "freeze": ["head*"],

@@ -177,11 +177,11 @@ def test_the_page_names_what_was_missed_first_and_what_to_do() -> None:
 
 def test_the_group_whose_cut_costs_most_is_named() -> None:
     report = build_report(measured())
-    assert "a alone costs most: 75.00 %." in render_html(report)
+    assert "Cutting a alone costs most: 75.00 % is left." in render_html(report)
     rows = [{"name": n, "kept": 0.5, "value": v} for n, v in (("low", 0.1), ("high", 0.3))]
     error = {"metric": "error", "samples": 9, "in_points": False, "higher_is_better": False}
     page = render_html(replace(report, sensitivity=error | {"groups": rows}))
-    assert "high alone costs most: 0.3." in page
+    assert "Cutting high alone costs most: 0.3 is left." in page
     assert "costs alone" not in render_html(replace(report, sensitivity=None))
 
 
@@ -189,7 +189,10 @@ def test_limits_of_time_are_told_beside_what_was_found() -> None:
     report = build_report(measured())
     target = report.target | {"latency_ms": 3.5, "latency_kept": None, "min_speedup": 1.2}
     page = render_html(replace(report, target=target))
-    assert "At least 1.2 times as fast was asked for. At most 3.5 ms was asked for." in page
+    assert (
+        "At least 1.2 times as fast was asked for. At most 3.5 ms (and 3 % more) was asked for."
+        in page
+    )
 
 
 def test_a_difference_that_is_not_finite_is_told(tmp_path: Path) -> None:
@@ -359,6 +362,35 @@ def test_runs_that_were_measured_otherwise_are_left_out_with_the_reason() -> Non
     assert found["gpu"] == "no: timed on cuda, batch 1, 1 thread, Linux"
     assert found["free"] == "no: judged by top1 agreement (n=96)"
     assert [entry.name for entry in compare(runs).front] == ["one"]
+
+
+def test_the_front_goes_by_the_speed_up_where_the_original_is_one() -> None:
+    """The second run met a busy machine: both of its files took twice as long."""
+    quiet, busy = measured(accuracy=0.9, p50=2.0), measured(accuracy=0.9, p50=3.8)
+    busy = replace(busy, latency=replace(busy.latency, before=times(8.0), speedup_median=8 / 3.8,
+                                         speedup_ci95=(2.0, 2.2)))  # fmt: skip
+    runs = [("quiet", build_report(quiet)), ("busy", build_report(busy))]
+    found = compare(runs)
+    assert found.scaled
+    assert {entry.name for entry in found.front} == {"quiet", "busy"}  # 2.00x and 2.11x overlap
+    assert [round(entry.charted_ms, 2) for entry in found.entries] == [2.0, 1.9]
+    other = replace(busy, environment=ENVIRONMENT | {"hashes": {"model": "sha256:cd"}})
+    found = compare([runs[0], ("other", build_report(other))])
+    assert not found.scaled
+    assert [entry.name for entry in found.front] == ["quiet"]
+
+
+def test_runs_on_other_data_or_another_processor_are_left_out() -> None:
+    hashes = {"model": "sha256:ab", "data": "sha256:ef"}
+    runs = [
+        ("one", build_report(measured())),
+        ("data", build_report(measured(environment=ENVIRONMENT | {"hashes": hashes}))),
+        ("cpu", build_report(measured(environment=ENVIRONMENT | {"processor": "another"}))),
+    ]
+    found = {entry.name: entry.left_out for entry in compare(runs).entries}
+    assert found["one"] is None
+    assert found["data"] == "no: judged on other data"
+    assert found["cpu"] == "no: timed on cpu, batch 1, 1 thread, Linux, another"
 
 
 def test_lower_is_better_turns_the_front_around() -> None:

@@ -131,11 +131,12 @@ def sensitivity_chart(report: Report) -> Chart | None:
         ax.set_ylim(len(rows) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
         unit = ", %" if found["in_points"] else ""
-        ax.set_xlabel(f"{found['metric']}{unit} with this group's cut alone (dashed: as given)")
+        dashed = "" if given is None else " (dashed: as given)"
+        ax.set_xlabel(f"{found['metric']}{unit} with this group's cut alone{dashed}")
 
     better = found.get("higher_is_better", True)
     worst = (min if better else max)(rows, key=lambda row: float(row["value"]))
-    told = f"{worst['name']} alone costs most: {_value(worst, found)}."
+    told = f"Cutting {worst['name']} alone costs most: {_value(worst, found)} is left."
     title = "What each group's cut costs alone"
     return Chart(
         name="sensitivity",

@@ -2,6 +2,8 @@
 
 Enters: reports with names. Leaves: a `Comparison`, an HTML page, a table for the terminal. Runs
 that were judged or timed differently stay in the table, and out of the front, with the reason.
+Runs of one original are compared by how many times as fast they made it, which each measured in
+turns with the original: milliseconds of two days differ by what else the machine did.
 """
 
 from collections.abc import Sequence
@@ -54,12 +56,14 @@ class Quality:
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """One run. left_out: why it cannot be on the front; None where it can. on_front: no other run
-    is at least as good and as fast, and better in one of both."""
+    is at least as good and as fast, and better in one of both; times whose intervals overlap count
+    as equal. charted_ms: the time that the front compares; p50_ms: the run's own."""
 
     name: str
     report: Report
     quality: Quality | None
     p50_ms: float | None
+    charted_ms: float | None
     left_out: str | None
     on_front: bool
 
@@ -85,16 +89,18 @@ HEAD = ("Run", "Outcome", "FLOPs kept", "Size", "Quality", "p50, ms", "Times as 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """entries: in the order given. metric, timed_on: what the front's runs have in common."""
+    """entries: in the order given. metric, timed_on: what the front's runs have in common; scaled:
+    they made one original faster, and the front's times are its time over the speed-up."""
 
     entries: tuple[Entry, ...]
     metric: str | None
     timed_on: str | None
+    scaled: bool = False
 
     @property
     def front(self) -> list[Entry]:
         """The fastest first."""
-        return sorted((e for e in self.entries if e.on_front), key=lambda e: e.p50_ms or 0.0)
+        return sorted((e for e in self.entries if e.on_front), key=lambda e: e.charted_ms or 0.0)
 
     @property
     def comparable(self) -> list[Entry]:
@@ -107,14 +113,17 @@ def compare(runs: Sequence[tuple[str, Report]]) -> Comparison:
     first = next((r for _, r in runs if Quality.of(r) is not None and r.latency is not None), None)
     whole = [(name, report, _left_out(report, first)) for name, report in runs]
     good = [report for _, report, why in whole if why is None]
+    scaled = len({_hash(report, "model") for report in good}) == 1
+    clock = first.latency["before"]["p50_ms"] if scaled and first and first.latency else None
     entries = tuple(
         Entry(
             name=name,
             report=report,
             quality=Quality.of(report),
             p50_ms=report.latency["after"]["p50_ms"] if report.latency else None,
+            charted_ms=_times(report, clock)[1] if report.latency else None,
             left_out=why,
-            on_front=why is None and not any(_beats(other, report) for other in good),
+            on_front=why is None and not any(_beats(other, report, clock) for other in good),
         )
         for name, report, why in whole
     )
@@ -123,6 +132,7 @@ def compare(runs: Sequence[tuple[str, Report]]) -> Comparison:
         entries=entries,
         metric=quality.metric if quality else None,
         timed_on=_timed_on(first) if first is not None else None,
+        scaled=clock is not None,
     )
 
 
@@ -135,6 +145,8 @@ def _left_out(report: Report, first: Report | None) -> str | None:
     wanted = Quality.of(first)
     if wanted is not None and quality.metric != wanted.metric:
         return f"no: judged by {quality.metric}"
+    if report.accuracy is not None and _hash(report, "data") != _hash(first, "data"):
+        return "no: judged on other data"
     if _timed_on(report) != _timed_on(first):
         return f"no: timed on {_timed_on(report)}"
     return None
@@ -143,22 +155,39 @@ def _left_out(report: Report, first: Report | None) -> str | None:
 def _timed_on(report: Report) -> str:
     latency = report.latency
     assert latency is not None
-    device = report.environment.get("platform", "an unnamed machine")
-    return f"{fmt.timed_on(latency)}, {device}"
+    where = report.environment
+    machine = [where[key] for key in ("platform", "processor", "gpu") if where.get(key)]
+    return ", ".join([fmt.timed_on(latency), *(machine or ["an unnamed machine"])])
 
 
-def _figures(report: Report) -> tuple[float, float]:
-    """(quality, speed), both the higher the better."""
-    quality, latency = Quality.of(report), report.latency
+def _hash(report: Report, role: str) -> str | None:
+    found = report.environment.get("hashes", {}).get(role)
+    return None if found is None else str(found)
+
+
+def _goodness(report: Report) -> float:
+    quality = Quality.of(report)
     assert quality is not None
+    return quality.value if quality.higher_is_better else -quality.value
+
+
+def _times(report: Report, clock: float | None) -> tuple[float, float, float]:
+    """Milliseconds: the least they may be, as measured, the most; by the speed-up, where `clock`
+    is the original's time."""
+    latency = report.latency
     assert latency is not None
-    sign = 1 if quality.higher_is_better else -1
-    return sign * quality.value, -latency["after"]["p50_ms"]
+    if clock is None:
+        own = latency["after"]["p50_ms"]
+        return own, own, own
+    low, high = latency["speedup"]["ci95"]
+    return clock / high, clock / latency["speedup"]["median"], clock / low
 
 
-def _beats(one: Report, other: Report) -> bool:
-    found, beaten = _figures(one), _figures(other)
-    return found != beaten and all(a >= b for a, b in zip(found, beaten, strict=True))
+def _beats(one: Report, other: Report, clock: float | None) -> bool:
+    better = _goodness(one) - _goodness(other)
+    ours, theirs = _times(one, clock), _times(other, clock)
+    faster, slower = ours[2] < theirs[0], ours[0] > theirs[2]
+    return better >= 0 and not slower and (better > 0 or faster)
 
 
 def comparison_html(comparison: Comparison) -> str:

@@ -44,6 +44,7 @@ def environment(
     return {
         "versions": {"python": platform.python_version()} | _versions(),
         "platform": platform.platform(),
+        "processor": processor(),
         "cpu_count": os.cpu_count(),
         "device": device,
         "provider": provider,
@@ -51,6 +52,14 @@ def environment(
         "hashes": {role: _hash(path) for role, path in inputs.items()},
         "command": shlex.join(["compress", *sys.argv[1:]]),
     }
+
+
+def processor() -> str:
+    """The processor's own name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:

@@ -21,8 +21,8 @@ def front_chart(comparison: Comparison) -> Chart | None:
 
     def at(entry: Entry) -> tuple[float, float]:
         assert entry.quality is not None
-        assert entry.p50_ms is not None
-        return entry.p50_ms, entry.quality.value * (100 if entry.quality.in_points else 1)
+        assert entry.charted_ms is not None
+        return entry.charted_ms, entry.quality.value * (100 if entry.quality.in_points else 1)
 
     def draw(axes: list[Axes]) -> None:
         (ax,) = axes
@@ -38,11 +38,19 @@ def front_chart(comparison: Comparison) -> Chart | None:
             ax.annotate(names, place, xytext=(5, 5), textcoords="offset points")
         ax.margins(0.15)
         ax.set_xlabel("p50 latency, ms")
-        ax.set_ylabel(comparison.metric or "")
+        unit = ", %" if all(e.quality and e.quality.in_points for e in entries) else ""
+        ax.set_ylabel(f"{comparison.metric}{unit}")
+        if unit:
+            ax.set_ylim(top=min(ax.get_ylim()[1], 101))
         ax.legend(loc="best")
 
     title = "Quality against latency"
     told = f"On the front: {', '.join(entry.name for entry in front)}."
+    if comparison.scaled:
+        told += (
+            " All runs made one original faster: times are that of the first run's original over "
+            "each run's speed-up, and count as equal where the intervals overlap."
+        )
     return Chart(
         name="front",
         title=title,
@@ -50,7 +58,7 @@ def front_chart(comparison: Comparison) -> Chart | None:
         svg=svg.drawn("front", title, told, draw, height=3.8, rows=(1,)),
         head=("Run", "p50, ms", comparison.metric or ""),
         rows=tuple(
-            (e.name, f"{e.p50_ms:.4g}", e.quality.text if e.quality else "") for e in entries
+            (e.name, f"{e.charted_ms:.4g}", e.quality.text if e.quality else "") for e in entries
         ),
     )
 

@@ -24,8 +24,8 @@ _ADVICE = {
     "params": "Ask for less, or unfreeze groups: the table below says what holds them.",
     "surgery": "Do not deploy this file; the model's code computes what the tracer did not see.",
     "parity": "Do not deploy this file; try another --opset, or --precision fp32.",
-    "accuracy": "More --epochs, or a milder target. The curve below shows where it was lost.",
-    "latency": "A lower target, or --channel-multiple of 8 or 16; see the layers below.",
+    "accuracy": "More --epochs, or a milder target.",
+    "latency": "Ask for less speed, cut further by --target-flops, or try --channel-multiple 8.",
     "provider": "Install what the message of the run names, or give another --provider.",
 }
 
@@ -55,7 +55,12 @@ def outcome(report: Report) -> tuple[str, str]:
     if report.exit_code:
         return "failed", f"Not proven: a needed check was skipped. Exit code {report.exit_code}."
     met = sum(verdict == MET for verdict in report.verdict.values())
-    return "passed", f"Passed: all {met} checks that were asked for are met."
+    line = f"Passed: all {met} checks are met."
+    if report.verdict.get("accuracy") != MET:
+        line += (
+            " How accurate it may be was not asked." if report.accuracy else " Accuracy unknown."
+        )
+    return "passed", line
 
 
 def _finding(check: str, verdict: str, report: Report) -> Finding:
@@ -135,8 +140,8 @@ def _latency(report: Report) -> str:
     target = report.target
     asked = (
         ("min_speedup", "At least {:g} times as fast"),
-        ("latency_ms", "At most {:g} ms"),
-        ("latency_kept", "At most {:g} of the time"),
+        ("latency_ms", "At most {:g} ms (and 3 % more)"),
+        ("latency_kept", "At most {:g} of the time (and 3 % more)"),
     )
     for key, limit in asked:
         if target.get(key) is not None:
