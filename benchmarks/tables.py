@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from pipeline.report import environment
+from pipeline.report.environment import processor as processor_name
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -41,4 +41,4 @@ def processor() -> str:
     """The CPU's own name where the system tells it, and the number of cores torch may use."""
     import torch
 
-    return f"{environment.processor()}, {torch.get_num_threads()} threads"
+    return f"{processor_name()}, {torch.get_num_threads()} threads"

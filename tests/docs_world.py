@@ -57,6 +57,10 @@ def build_world(folder: Path) -> None:
             Image.fromarray(image).save(place)
     pixels, classes = _images(64, 1)
     np.savez(folder / "validation.npz", x_test=pixels, y_test=classes)
+    (folder / "demo-run").mkdir()  # as `make demo` leaves it
+    shutil.copy(folder / "model.pt", folder / "demo-run/model.pt")
+    arrays = {"x_train": images, "y_train": labels, "x_test": pixels, "y_test": classes}
+    np.savez(folder / "demo-run/digits.npz", **arrays)
     for name, keep in (("run-a", 0.3), ("run-b", 0.6)):
         _compress(folder, f"--target-flops {keep} --data photos --epochs 1 --out {name} model.pt")
     for source, name in (("stages/baseline.onnx", "old.onnx"), ("model.onnx", "new.onnx")):
