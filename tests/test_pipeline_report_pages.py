@@ -401,3 +401,23 @@ def test_lower_is_better_turns_the_front_around() -> None:
 
     runs = [("worse", report(2.0, 3.0)), ("better", report(1.5, 3.0))]
     assert [entry.name for entry in compare(runs).front] == ["better"]
+
+
+def test_names_that_look_like_styles_stay_as_they_are() -> None:
+    layers = [
+        {"name": name, "kind": "linear", "before": 8, "after": 4}
+        for name in ("font-family: x", "#010101", "a")
+    ]
+    page = render_html(build_report(measured(layers=layers)))
+    drawn = [ElementTree.fromstring(svg) for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
+    texts = {text for root in drawn for element in root.iter() if (text := element.text)}
+    assert {"font-family: x", "#010101"} <= texts
+
+
+def test_a_fidelity_that_is_not_finite_is_told_and_read_again(tmp_path: Path) -> None:
+    endless = Fidelity(metric="relative error", samples=96, value=float("inf"))
+    content = replace(measured(), accuracy=None, fidelity=endless, skipped={"accuracy": "no data"})
+    folder = stored(tmp_path / "run", content)
+    assert run(folder).exit_code == 0
+    assert "not finite" in (folder / "report.html").read_text()
+    assert compare([("one", read_report(folder))]).entries[0].quality is None

@@ -37,7 +37,7 @@ class Quality:
                 higher_is_better=accuracy.get("higher_is_better", True),
                 in_points=accuracy.get("in_points", True),
             )
-        if fidelity is not None:
+        if fidelity is not None and fidelity["value"] is not None:
             share = "error" not in fidelity["metric"]
             return cls(
                 metric=f"{fidelity['metric']} (n={fidelity['samples']})",

@@ -86,7 +86,8 @@ def _accuracy_row(accuracy: dict[str, Any]) -> tuple[str, str, str, str]:
 
 def _fidelity_row(fidelity: dict[str, Any]) -> tuple[str, str, str, str]:
     what = f"Fidelity (n={fidelity['samples']})"
-    return (what, NOT_MEASURED, percent(fidelity["value"]), f"{fidelity['metric']}, made-up images")
+    value = "not finite" if fidelity["value"] is None else percent(fidelity["value"])
+    return (what, NOT_MEASURED, value, f"{fidelity['metric']}, made-up images")
 
 
 def without_data(report: Report) -> str | None:

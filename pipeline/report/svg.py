@@ -86,10 +86,20 @@ def _embedded(text: str, name: str, title: str, description: str) -> str:
         element.set("id", f"{name}-{'title' if tag == 'title' else 'description'}")
         element.text = content
         root.insert(place, element)
-    svg = ElementTree.tostring(root, encoding="unicode")
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    return _FONT.sub(lambda match: f"{match[1]} inherit" if match[1] else "", svg)
+    _adopt_the_page(root)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _adopt_the_page(root: ElementTree.Element) -> None:
+    """Its colours and fonts; in attributes alone, since a text may be the name of a layer."""
+    for element in root.iter():
+        for key, value in element.attrib.items():
+            own = value
+            for colour, variable in _VARIABLES.items():
+                own = own.replace(colour, variable)
+            if key == "style":
+                own = _FONT.sub(lambda match: f"{match[1]} inherit" if match[1] else "", own)
+            element.set(key, own)
 
 
 def _rename_ids(root: ElementTree.Element, name: str) -> None:
