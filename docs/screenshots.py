@@ -1,0 +1,50 @@
+"""`python docs/screenshots.py PASSED FAILED`: pictures of the reports of two finished runs.
+
+Needs Chromium on the path. Leaves docs/pictures/report-passed-*.png and report-*.png, in light, in
+dark and as wide as a phone. Fails where a page says anything on the console or asks for anything.
+"""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+FOLDER = Path(__file__).resolve().parent / "pictures"
+VIEWS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1100, "height": 900}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1100, "height": 900}},
+    "phone": {"color_scheme": "light", "viewport": {"width": 390, "height": 800}},
+}
+
+
+def take(browser: Any, run: Path, name: str) -> None:
+    """All views of a run's page, made again from its report.json."""
+    subprocess.run(["compress", "report", str(run)], check=True)
+    for view, options in VIEWS.items():
+        page = browser.new_page(**options)
+        said: list[str] = []
+        page.on("console", lambda message, to=said: to.append(message.text))
+        page.on("pageerror", lambda error, to=said: to.append(str(error)))
+        page.on("request", lambda request, to=said: to.append(request.url))
+        page.goto((run / "report.html").resolve().as_uri())
+        # the whole page where it is wide; of a phone, what it shows first
+        page.screenshot(path=FOLDER / f"{name}-{view}.png", full_page=view != "phone")
+        page.close()
+        assert len(said) == 1, f"{run}: more than the page itself: {said}"
+
+
+def main() -> None:
+    """Both runs."""
+    passed, failed = map(Path, sys.argv[1:])
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        take(browser, passed, "report-passed")
+        take(browser, failed, "report")
+
+
+if __name__ == "__main__":
+    main()
