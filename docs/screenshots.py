@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 FOLDER = Path(__file__).resolve().parent / "pictures"
@@ -31,7 +32,11 @@ def take(browser: Any, run: Path, name: str) -> None:
         page.on("request", lambda request, to=said: to.append(request.url))
         page.goto((run / "report.html").resolve().as_uri())
         # the whole page where it is wide; of a phone, what it shows first
-        page.screenshot(path=FOLDER / f"{name}-{view}.png", full_page=view != "phone")
+        picture = FOLDER / f"{name}-{view}.png"
+        page.screenshot(path=picture, full_page=view != "phone")
+        Image.open(picture).convert("P", palette=Image.Palette.ADAPTIVE, colors=64).save(
+            picture, optimize=True
+        )
         page.close()
         assert len(said) == 1, f"{run}: more than the page itself: {said}"
 

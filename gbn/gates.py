@@ -47,7 +47,9 @@ class Gates:
     `phi` and `sums` hold the gates, and their Θ so far, by `GateSite.key`. `stood_for` are the γ
     that gates stand for: where gates are trained, these must stay.
 
-    Use as a context manager: leaving the block folds.
+    Each gate is (channels,), and multiplies γ, or a weight where there is no norm: You et al.,
+    NeurIPS 2019. Use as a context manager: leaving the block folds. Raises AttributeError
+    where the model lacks a parameter that `groups` names.
     """
 
     def __init__(self, model: nn.Module, groups: ChannelGroups) -> None:
@@ -94,7 +96,8 @@ class Gates:
 
         A batch is one draw of a quantity that is mostly noise at an optimum: many small batches are
         more draws than few large ones of the same images. `keep_gradients`: for an optimizer that
-        moves the gates afterwards.
+        moves the gates afterwards. Adds nothing for gates that the loss did not reach; raises
+        nothing. Source: You et al., NeurIPS 2019.
         """
         with torch.no_grad():
             for name, phi in self.phi.items():

@@ -34,7 +34,8 @@ def settle_norms(model: nn.Module, batches: Sequence[Any]) -> None:
     that the network computes in eval mode what it did. Channels that do not vary keep γ and s:
     scaled by next to nothing they would never learn again. Norms without γ and β, or whose γ or β
     another norm shares, stay as they are, and so do norms that did not run. `batches`: inputs as
-    for `gbn.trace`, on the model's device.
+    for `gbn.trace`, such as (N, C, H, W), on the model's device. Raises what the model's own
+    forward raises on them.
     """
     norms = [n for n in tracked_norms(model).values() if n.weight is not None is not n.bias]
     owned = _owned(norms)

@@ -95,6 +95,8 @@ def choose_in_time(
     Where there are others, several plans are made, which spare the first one's cost more or less on
     the way to the time, so that neither falls far below its limit; the one whose remaining atoms
     have the highest scores is taken.
+
+    `alive` and what is returned are masks (num_atoms,). Raises as `choose_within` does.
     """
     paid = [replace(limit, spent_for=time.cost) for limit in others]
     plans: list[Mask] = []
@@ -110,7 +112,8 @@ def choose_in_time(
 def smallest(groups: ChannelGroups, cost: CostModel, settings: PlanSettings) -> int:
     """The least cost that any plan under these settings can reach, in the unit of `cost`.
 
-    MACs for `CostModel.macs(groups)`, elements for `CostModel.params(groups)`.
+    MACs for `CostModel.macs(groups)`, elements for `CostModel.params(groups)`. Raises nothing:
+    where all is frozen it is the cost of the whole.
     """
     search = Search(groups, Scores(np.ones(groups.num_atoms), "none"), settings)
     search.exhaust()

@@ -69,6 +69,9 @@ def refit(
     they tell how large what they read should be. A refit restores less than all, and variances
     taken from it would blow its error up. The offset of a layer without a bias goes into the mean
     of the norm behind it.
+
+    Returns what was refitted, with the share of each layer's error that is left, and what was not.
+    Raises TraceError for what cannot be run, and what the networks' own forward raises on `inputs`.
     """
     settings = settings or RefitSettings()
     for network in (original, small):

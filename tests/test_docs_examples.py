@@ -1,6 +1,7 @@
 """What the documentation shows runs as it is shown, and what it quotes and links exists."""
 
 import functools
+import inspect
 import os
 import re
 import shutil
@@ -117,6 +118,8 @@ def test_the_api_page_has_every_public_name_with_its_docstring() -> None:
     shown = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith(":::")}
     assert shown == set(gbn.__all__)
     assert all(getattr(gbn, name).__doc__ for name in shown)
+    functions = [f for n in gbn.__all__ if inspect.isfunction(f := getattr(gbn, n))]
+    assert [f.__name__ for f in functions if "aise" not in (f.__doc__ or "")] == []
 
 
 def test_every_page_is_in_the_navigation() -> None:

@@ -285,6 +285,9 @@ def register_rule(*ops: Any) -> Callable[[Rule], Rule]:
 
     >>> @register_rule(torch.ops.mylib.scaled_relu)
     ... def _(call): call.set(call.info(call.args[0]))
+
+    A later rule of the same op takes the place of an earlier one. Raises nothing; what is wrong in
+    a rule is a RuleError of the trace that meets it.
     """
 
     def keep(rule: Rule) -> Rule:
