@@ -14,6 +14,7 @@ from pathlib import Path
 from exporters.errors import ExportError
 
 _STAT = Path("/proc/stat")
+_CPUINFO = Path("/proc/cpuinfo")
 _WATCH_S = 0.3
 _IDLE, _IOWAIT = 3, 4
 
@@ -67,3 +68,11 @@ def _busy_ticks() -> dict[int, int]:
             ticks = [int(field) for field in fields[:8]]
             found[int(name[3:])] = sum(ticks) - ticks[_IDLE] - ticks[_IOWAIT]
     return found
+
+
+def cpuinfo(*fields: str) -> list[str]:
+    """Lines of these fields, of each core; none where the system does not tell."""
+    if not _CPUINFO.is_file():
+        return []
+    lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line for line in lines if line.startswith(fields)]

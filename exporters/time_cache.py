@@ -16,18 +16,17 @@ from typing import Any
 import onnxruntime
 import torch
 
+from exporters.cores import cpuinfo
 from exporters.files import write_atomically
 
 _FORMAT = 1
-_CPUINFO = Path("/proc/cpuinfo")
 
 
 def processor_name() -> str:
     """The processor's own name, as far as the system tells it."""
-    if _CPUINFO.is_file():
-        lines = _CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
-        wanted = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
-        return " ".join(dict.fromkeys(wanted))
+    told = cpuinfo("model name", "flags", "Features")
+    if told:
+        return " ".join(dict.fromkeys(told))
     return f"{platform.machine()} {platform.processor()}"
 
 

@@ -150,7 +150,9 @@ def _targets(options: dict[str, Any], *names: str) -> list[Write]:
     taken: dict[Path, str] = {}
     for name in names:
         path = options[name]
-        if path is None or _is_stdout(path, name) or _is_stream(Path(path)):
+        if path == "-" and name != "json":
+            raise UsageError(f"--{name}: '-' is for --json alone: name a file")
+        if path in (None, "-") or _is_stream(Path(path)):
             continue
         other = taken.setdefault(Path(path).resolve(), name)
         if other != name:
@@ -161,7 +163,7 @@ def _targets(options: dict[str, Any], *names: str) -> list[Write]:
 def _target(path: str | None, option: str) -> Write:
     if path is None:
         return lambda _text: None
-    if _is_stdout(path, option):
+    if path == "-":
         return lambda text: click.echo(text(), nl=False)
 
     if _is_stream(Path(path)):
@@ -176,12 +178,6 @@ def _target(path: str | None, option: str) -> Write:
     if target.is_file() and _is_binary(target):
         raise UsageError(f"--{option}: '{path}' is there and is no text: name another file")
     return lambda text: write_atomic(target, lambda to: to.write_text(text(), encoding="utf-8"))
-
-
-def _is_stdout(path: str, option: str) -> bool:
-    if path == "-" and option != "json":
-        raise UsageError(f"--{option}: '-' is for --json alone: name a file")
-    return path == "-"
 
 
 def _is_stream(path: Path) -> bool:

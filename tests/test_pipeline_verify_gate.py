@@ -10,33 +10,18 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from click.testing import CliRunner, Result
 from lxml import etree
 from rich.console import Console
 
-from pipeline.cli import main
 from pipeline.deploy.checks import Check, GateResult
 from pipeline.deploy.outputs import gate_table, junit_xml, markdown
 
 sys.path.insert(0, str(Path(__file__).parent))
+from cli_calls import refused, run
 from tiny_onnx import write_chain, write_quarters
 
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is available")
 SCHEMA = Path(__file__).with_name("junit.xsd")
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def refused(*args: object) -> str:
-    """The one line with which a command is refused."""
-    result = run(*args)
-    assert result.exit_code == 2, result.output
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1, result.stderr
-    assert "Traceback" not in result.output
-    return str(lines[0])
 
 
 @pytest.fixture(scope="module")

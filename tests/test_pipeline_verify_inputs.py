@@ -9,25 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.cli import main
-
 sys.path.insert(0, str(Path(__file__).parent))
+from cli_calls import refused, run
 from tiny_onnx import write_chain, write_quarters
-
-
-def run(*args: object) -> Result:
-    return CliRunner().invoke(main, [str(arg) for arg in args])
-
-
-def refused(*args: object) -> str:
-    """The one line with which a command is refused."""
-    result = run(*args)
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.strip().splitlines()
-    return str(line)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,11 @@ class Limits:
         return any(limit is not None for limit in times)
 
     @property
+    def need_a_run(self) -> bool:
+        """Whether the files must run."""
+        return self.parity_tolerance is not None or self.on_accuracy or self.on_latency
+
+    @property
     def need_baseline(self) -> tuple[str, ...]:
         """The options given that compare with a baseline."""
         asked = {
@@ -130,17 +135,16 @@ class VerifyConfig:
             limits.on_accuracy or limits.parity_tolerance is not None or self.data is None,
             "--data has no effect: give --min-accuracy, --max-accuracy-drop or --parity-tolerance",
         )
-        asked = relative or limits.on_accuracy or limits.on_latency
         require(
             limits.on_latency or limits.parity_tolerance is not None or not self.runtime.batches,
             "--batch-size has no effect: it is of latency and parity, and no such limit is given",
         )
         require(
-            bool(asked) or not self.runtime.input_sizes,
+            limits.need_a_run or not self.runtime.input_sizes,
             "--input-size has no effect: no limit is given for which the file must run",
         )
         require(
-            bool(asked) or limits.max_size_bytes is not None or self.provider_asked,
+            limits.need_a_run or limits.max_size_bytes is not None or self.provider_asked,
             "nothing to verify: give a limit, e.g. --max-latency 5ms or --max-size 5MB",
         )
         require((self.mean is None) == (self.std is None), "--mean and --std go together")

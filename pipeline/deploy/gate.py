@@ -95,8 +95,7 @@ def _check_running(
     """All that needs the files to run."""
     candidate, baseline = sessions
     limits = config.limits
-    runs = limits.parity_tolerance is not None or limits.on_accuracy or limits.on_latency
-    if baseline is not None and runs:
+    if baseline is not None and limits.need_a_run:
         require_same_inputs(baseline, candidate, runner, config)
     # What may be refused comes before what takes long.
     batches = batches_of(config.runtime, candidate, baseline)

@@ -21,9 +21,14 @@ _FIRST_LOOK_S = 1.5
 _MAX_ROUNDS = 1_000_000  # of the smallest networks in a minute; more would fill the memory
 _STATES = {PASS: MET, FAIL: MISSED}
 
+
+def _ms(value: float) -> str:
+    return f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
+
+
 # Limit -> its name, and how a value and the limit are written.
 _WORDS: dict[str, tuple[str, Callable[[float], str], str]] = {
-    "max_ms": ("latency", lambda v: _ms(v), "at most"),
+    "max_ms": ("latency", _ms, "at most"),
     "min_speedup": ("speed-up", lambda v: f"{v:.3g}x", "at least"),
     "max_regression": ("regression", lambda v: f"{100 * v:+.1f} %", "at most"),
 }
@@ -104,10 +109,6 @@ def _check(verdict: LimitVerdict, label: str, measured: LatencyMeasurement) -> C
         reason=_reason(verdict, measured) if state == UNDECIDED else "",
         seconds=measured.seconds,
     )
-
-
-def _ms(value: float) -> str:
-    return f"{value:.3g} ms" if value < 1000 else f"{value:,.0f} ms"
 
 
 def _reason(verdict: LimitVerdict, measured: LatencyMeasurement) -> str:

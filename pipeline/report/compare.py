@@ -156,7 +156,7 @@ def _timed_on(report: Report) -> str:
     latency = report.latency
     assert latency is not None
     where = report.environment
-    machine = [where[key] for key in ("platform", "processor", "gpu") if where.get(key)]
+    machine = [where[key] for key in ("platform", "processor") if where.get(key)]
     return ", ".join([fmt.timed_on(latency), *(machine or ["an unnamed machine"])])
 
 

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from exporters.cores import cpuinfo
 from pipeline.config import file_sha256
 
 PACKAGES = (
@@ -56,9 +57,7 @@ def environment(
 
 def processor() -> str:
     """The processor's own name, as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = [line.partition(":")[2].strip() for line in cpuinfo("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
