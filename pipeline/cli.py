@@ -144,7 +144,7 @@ def _help_all(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None
 
 def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
     if path is not None:
-        ctx.default_map = read_config_file(path)
+        ctx.default_map, ctx.ensure_object(RunState).settings = read_config_file(path)
 
 
 EPOCHS_DEFAULT = f"Default: {DEFAULT_EPOCHS}; without --data {DATA_FREE_EPOCHS}."
@@ -257,7 +257,8 @@ def _with_options(command: Any) -> Any:
 def prune(state: RunState, /, **options: Any) -> int:
     """Prune, recover, export, verify; returns the exit code."""
     state.verbose = bool(options["verbose"])
-    config = build_config({name: value for name, value in options.items() if value != ()})
+    given = {name: value for name, value in options.items() if value != ()}
+    config = build_config(given, state.settings)
     state.out = config.out
     require_data_there(config.data.source)
 

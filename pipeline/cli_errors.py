@@ -18,6 +18,7 @@ from types import FrameType
 
 import click
 
+from pipeline.config import SettingsFile
 from pipeline.errors import CompressError, Interrupted, UsageError
 
 EXIT_TARGET_MISSED = 10
@@ -33,6 +34,8 @@ class RunState:
     """Whether a traceback follows an error's line."""
     out: Path | None = None
     """Where the run's stages are, once that is known."""
+    settings: SettingsFile | None = None
+    """The file of --config, if one is given."""
 
 
 def guarded(call: Callable[[], int], state: RunState) -> int:

@@ -48,6 +48,7 @@ __all__ = [
     "ModelConfig",
     "RecoveryConfig",
     "RunConfig",
+    "SettingsFile",
     "Target",
     "TargetConfig",
     "file_sha256",
@@ -55,6 +56,19 @@ __all__ = [
 
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsFile:
+    """The file of `--config` as it was when the run began: it may change, and the run must not."""
+
+    name: str
+    text: str
+
+    def described(self) -> dict[str, str]:
+        """For `report.json`."""
+        digest = hashlib.sha256(self.text.encode()).hexdigest()
+        return {"name": self.name, "sha256": digest, "content": self.text}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +95,8 @@ class RunConfig:
     """-1 quiet, 0 normal, 1 verbose."""
     json: bool = False
     """Whether standard output holds the report as JSON and nothing else."""
+    settings: SettingsFile | None = None
+    """Where options came from that the command line does not show; they are above already."""
 
     def __post_init__(self) -> None:
         without_data = self.data.source is None
@@ -124,9 +140,9 @@ class RunConfig:
 
         The model counts by its content, so moving it keeps the fingerprint; so does code given as
         a file, FILE.py:NAME, besides its name. Where and how the run is done does not count: `out`,
-        `resume`, `dry_run`, `verbosity`, `json`, `logger`, `device` and the number of decoding
-        threads, so that a run may be resumed on another machine. Data counts by its absolute path:
-        hashing it could take hours.
+        `resume`, `dry_run`, `verbosity`, `json`, `logger`, `device`, the number of decoding
+        threads and the name of a settings file, so that a run may be resumed on another machine.
+        Data counts by its absolute path: hashing it could take hours.
         """
         decides: dict[str, Any] = {
             name: dataclasses.asdict(getattr(self, name))

@@ -22,6 +22,7 @@ from pipeline.config import (
     ModelConfig,
     RecoveryConfig,
     RunConfig,
+    SettingsFile,
     Target,
     TargetConfig,
 )
@@ -107,14 +108,15 @@ _CHECKS: dict[str, Callable[[object], bool]] = {
 }
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Option values of a TOML file, by option name with `_`.
+def read_config_file(path: Path) -> tuple[dict[str, Any], SettingsFile]:
+    """Option values of a TOML file, by option name with `_`, and the file itself.
 
     Lists of numbers become comma-separated text, as on the command line. Raises UsageError for a
     file that cannot be read, is not TOML, or has an unknown key or a wrong type.
     """
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"--config: cannot read '{path}': {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -125,7 +127,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         if name in options:
             raise UsageError(f"--config: '{path}' gives '{name}' twice, with - and with _")
         options[name] = _checked_value(path, key, value)
-    return options
+    return options, SettingsFile(name=path.name, text=text)
 
 
 def _checked_value(path: Path, key: str, value: object) -> object:
@@ -146,10 +148,11 @@ def _checked_value(path: Path, key: str, value: object) -> object:
     return value
 
 
-def build_config(options: Mapping[str, Any]) -> RunConfig:
+def build_config(options: Mapping[str, Any], settings: SettingsFile | None = None) -> RunConfig:
     """The `RunConfig` of option values named as in `OPTION_KINDS`; absent or None means default.
 
-    Raises UsageError, naming the option, for text that cannot be read or a value out of range.
+    settings: the file that some of them were read from, which the report repeats. Raises
+    UsageError, naming the option, for text that cannot be read or a value out of range.
     """
     given = {name: value for name, value in options.items() if value is not None}
     unknown = sorted(given.keys() - OPTION_KINDS.keys())
@@ -174,6 +177,7 @@ def build_config(options: Mapping[str, Any]) -> RunConfig:
         deploy=DeployConfig(**_picked(given, "provider", "precision", "ort", "opset")),
         out=Path(given["out"]) if "out" in given else path.with_name(f"{path.stem}-compressed"),
         verbosity=int(given.get("verbose", False)) - int(given.get("quiet", False)),
+        settings=settings,
         **_picked(given, "resume", "device", "logger", "dry_run", "json"),
     )
 

@@ -180,6 +180,8 @@ class Measuring:
             provider=config.deploy.provider,
             inputs=inputs,
         )
+        if config.settings is not None:
+            found["settings"] = config.settings.described()
         return found | {
             "nodes_on_other_providers": self._after.nodes_elsewhere,
             "model": config.model.path.name,

@@ -25,7 +25,7 @@ from pipeline.compress import Compressed, Compressor
 from pipeline.config import RunConfig
 from pipeline.console import SILENT, RunConsole
 from pipeline.data_free import MadeData
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, one_line
 from pipeline.exporting import export_request
 from pipeline.folded_norms import fold_norms, without_norms
 from pipeline.forecast import forecast
@@ -188,8 +188,22 @@ def _finish(
         )
     )
     run.write("report.json", lambda to: to.write_text(report.to_json(), encoding="utf-8"))
-    run.write("report.html", lambda to: to.write_text(render_html(report), encoding="utf-8"))
+    _write_page(report, run, console)
     return report
+
+
+def _write_page(report: Report, run: RunDirectory, console: RunConsole) -> None:
+    """A page that cannot be drawn costs no run its result: all of it is in `report.json`."""
+    try:
+        page = render_html(report)
+    except Exception as error:  # of a drawing library, about any figure or name
+        console.warn(
+            f"report.html could not be drawn ({one_line(error)}); the run is whole without it, and "
+            f"compress report {run.path} tries again"
+        )
+        (run.path / "report.html").unlink(missing_ok=True)
+        return
+    run.write("report.html", lambda to: to.write_text(page, encoding="utf-8"))
 
 
 def _write_artefacts(

@@ -88,15 +88,21 @@ def test_files_are_short(path):
     assert len(path.read_text().splitlines()) <= MAX_LINES
 
 
-def test_nothing_catches_every_exception_but_where_the_users_own_code_runs():
-    """A forward may check its sizes and raise what its author chose."""
-    for path in FILES:
-        if name_of(path) == "gbn.running":
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ExceptHandler):
-                caught = "" if node.type is None else ast.unparse(node.type)
-                assert caught not in ("", "Exception"), f"{path}:{node.lineno}"
+# A forward may check its sizes and raise what its author chose. A drawing library may raise
+# anything, when all that a run promises is proven and on disk.
+CATCHES_ALL = {"gbn.running": ["*"], "pipeline.run": ["_write_page"]}
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_catches_every_exception_but_in_known_places(path):
+    def handlers(node):
+        found = [n for n in ast.walk(node) if isinstance(n, ast.ExceptHandler)]
+        return {h.lineno for h in found if h.type is None or ast.unparse(h.type) == "Exception"}
+
+    tree, known = ast.parse(path.read_text()), CATCHES_ALL.get(name_of(path), [])
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name in known]
+    allowed = handlers(tree) if known == ["*"] else set().union(*map(handlers, functions))
+    assert handlers(tree) == allowed
 
 
 def test_the_wheel_lists_every_package():

@@ -1,4 +1,5 @@
 import errno
+import hashlib
 import json
 import os
 import re
@@ -157,6 +158,13 @@ def test_a_file_gives_options_and_the_command_line_wins(stub: Stub, model: str) 
     assert config.constraints.freeze == ("a", "b")
     assert config.data.mean == (0.5, 0.5)
     assert not config.recovery.distill
+    # the report repeats the file, since the command line does not show what it said
+    assert config.settings is not None
+    assert config.settings.described() == {
+        "name": "run.toml",
+        "sha256": hashlib.sha256(Path("run.toml").read_bytes()).hexdigest(),
+        "content": Path("run.toml").read_text(),
+    }
 
 
 def test_an_error_in_the_file_is_one_line(stub: Stub, model: str) -> None:

@@ -60,7 +60,7 @@ def test_the_starter_names_every_option_with_a_value_that_is_taken(here: Path) -
     }
     written = here / "all.toml"
     written.write_text(re.sub(r"(?m)^# ([a-z-]+ = )", r"\1", text).replace("quiet = false", ""))
-    config = build_config(read_config_file(written))
+    config = build_config(*read_config_file(written))
     assert config.target.flops is not None
     assert config.data.mean == (0.485, 0.456, 0.406)
     assert config.constraints.freeze == ("head*",)

@@ -309,6 +309,27 @@ def test_the_environment_names_versions_seed_and_hashes(tmp_path: Path) -> None:
     assert found["cpu_count"] >= 1
 
 
+@pytest.mark.parametrize(
+    ("device", "provider", "name"),
+    [
+        ("cpu", "cpu", None),
+        ("cpu", "cuda", "GPU 0"),
+        ("cpu,tensorrt", "cpu,tensorrt", "GPU 0"),
+        ("cuda:1", "cpu", "GPU 1"),
+        ("mps", "cpu", None),
+    ],
+)
+def test_the_environment_names_the_gpu_that_took_part(
+    monkeypatch: pytest.MonkeyPatch, device: str, provider: str, name: str | None
+) -> None:
+    named = {"cuda:0": "GPU 0", "cuda:1": "GPU 1"}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", named.__getitem__)
+    assert environment(seed=0, device=device, provider=provider, inputs={})["gpu"] == name
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert environment(seed=0, device=device, provider=provider, inputs={})["gpu"] is None
+
+
 def test_the_hash_of_a_directory_follows_names_and_sizes(tmp_path: Path) -> None:
     def digest() -> str:
         found = environment(seed=0, device="cpu", provider="cpu", inputs={"data": tmp_path})

@@ -140,8 +140,36 @@ def test_a_network_of_many_layers_with_long_names_stays_a_small_page() -> None:
     assert len(page.encode()) < 1_000_000
     assert page.count(names[7]) >= 4  # in the tables of widths, of times and of groups
     chart = re.findall(r"<svg.*?</svg>", page, re.DOTALL)[2]
-    assert names[7] not in chart
-    assert names[7][-20:] in chart
+    assert names[249] not in chart
+    # no picture holds 250 bars; the last are as heavy as all, and left to the table
+    assert names[149][-20:] in chart
+    assert names[150][-20:] not in chart
+    assert page.count("The picture has the 150 that") == 2
+
+
+def test_a_network_of_two_thousand_layers_is_a_page_of_less_than_two_megabytes() -> None:
+    names = [f"stages.{n // 10}.blocks.{n % 10}.conv" for n in range(2000)]
+    report = build_report(measured())
+    assert report.latency is not None
+    assert report.sensitivity is not None
+    rows = [{"layer": name, "ms_before": 1.0, "ms_after": 0.5} for name in names]
+    rows[1999] |= {"ms_before": 9.0}
+    costs = [{"name": name, "kept": 0.5, "value": 0.9} for name in names]
+    costs[1998] |= {"value": 0.1}
+    large = replace(
+        report,
+        layers=[{"name": name, "before": 64, "after": 32} for name in names],
+        groups=[report.groups[0] | {"name": name, "layers": [name]} for name in names],
+        latency=report.latency | {"layers": {"rows": rows}},
+        sensitivity=report.sensitivity | {"groups": costs},
+    )
+    page = render_html(large)
+    assert len(page.encode()) < 2_000_000
+    sensitivity, widths, layer_times = re.findall(r"<svg.*?</svg>", page, re.DOTALL)[1:4]
+    # the heaviest are in the pictures, wherever they stand in the network
+    assert names[1998] in sensitivity
+    assert names[1999] in layer_times
+    assert names[1999] not in widths
 
 
 def test_chart_colours_are_those_of_the_page() -> None:
@@ -173,6 +201,21 @@ def test_the_page_names_what_was_missed_first_and_what_to_do() -> None:
     missed = page.index("90.00 % top1 on 1,000 samples, 2.00 points less. A loss of 1 points")
     assert missed < page.index("60.0 % of the multiply-accumulates are left: 60 of 100.")
     assert "What to do: More --epochs" in page
+
+
+def test_what_was_measured_without_a_limit_is_not_called_skipped() -> None:
+    page = render_html(build_report(measured(latency=None, skipped={"latency": "not here"})))
+    states = dict(re.findall(r"<strong>(\w+)</strong> <span class=\"state\">([a-z ]+)<", page))
+    assert (states["Accuracy"], states["Parameters"]) == ("no limit", "no limit")
+    assert (states["Latency"], states["FLOPs"]) == ("skipped", "met")
+
+
+def test_the_settings_file_of_a_run_is_in_its_page() -> None:
+    settings = {"name": "a.toml", "sha256": "ab", "content": 'target-flops = 0.6 # "<most>"\n'}
+    page = render_html(build_report(measured(environment=ENVIRONMENT | {"settings": settings})))
+    assert "target-flops = 0.6 # &#34;&lt;most&gt;&#34;" in page
+    assert page.count("a.toml") == 1
+    assert "settings file" not in render_html(build_report(measured()))
 
 
 def test_the_group_whose_cut_costs_most_is_named() -> None:

@@ -122,6 +122,28 @@ def test_two_runs_with_one_seed_make_one_plan(
     assert (again / "plan.json").read_bytes() == (done[0] / "plan.json").read_bytes()
 
 
+def test_a_page_that_cannot_be_drawn_costs_no_run_its_result(
+    job: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(_report: object) -> str:
+        raise RuntimeError("no font\nat all")
+
+    monkeypatch.setattr("pipeline.run.render_html", fails)
+    settings = tmp_path / "own.toml"
+    settings.write_text("seed = 3\n")
+    extra = ("--epochs", "0", "-q", "--config", str(settings))
+    result = compress(arguments(job, tmp_path / "out", *extra))
+    assert result.exit_code == 0, result.output
+    told = "report.html could not be drawn (RuntimeError: no font); the run is whole"
+    assert told in result.stderr
+    assert not (tmp_path / "out/report.html").exists()
+    again = compress(["report", str(tmp_path / "out")])
+    assert again.exit_code == 0
+    page = (tmp_path / "out/report.html").read_text()
+    assert "own.toml" in page
+    assert "seed = 3" in page
+
+
 def test_missed_accuracy_gate_gives_12(job: dict[str, Path], tmp_path: Path) -> None:
     args = arguments(job, tmp_path / "gate", "--max-accuracy-drop", "0", "-q")
     args[args.index("0.5")] = "0.03"

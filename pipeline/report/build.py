@@ -17,6 +17,7 @@ from pipeline.report.measurements import CHECKS, BeforeAfter, Difference, Measur
 MET = "met"
 MISSED = "missed"
 SKIPPED = "skipped: "
+NOT_ASKED = f"{SKIPPED}no target was asked"
 
 EXIT_CODES = {
     "flops": 10,
@@ -124,7 +125,7 @@ def _verdict(check: str, measured: Measurements) -> str:
         return f"{SKIPPED}{measured.skipped[check]}"
     holds = _CHECKERS[check](measured)
     if holds is None:
-        return f"{SKIPPED}no target was asked"
+        return NOT_ASKED
     return MET if holds else MISSED
 
 

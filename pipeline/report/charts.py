@@ -4,7 +4,7 @@ Enters: sections of `report.json`. Leaves: `Chart`s; None where a section was no
 matplotlib is slow to import: this file is imported where a page is made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ _KINDS = {
 _QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 _BAR_INCHES = 0.32
 _LABEL = 32
+# More bars than a person looks through, and than a page of 2 MB holds.
+_MOST_BARS = 150
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,20 +123,22 @@ def sensitivity_chart(report: Report) -> Chart | None:
         return None
     scale = 100 if found["in_points"] else 1
     given = None if report.history is None else report.history["points"][0]["value"]
+    better = found.get("higher_is_better", True)
+    shown, only = _telling(rows, lambda row: (-1 if better else 1) * row["value"], "cost most")
 
     def draw(axes: list[Axes]) -> None:
         (ax,) = axes
-        ax.barh(range(len(rows)), [scale * r["value"] for r in rows], height=0.6, color=svg.AFTER)
+        places = range(len(shown))
+        ax.barh(places, [scale * r["value"] for r in shown], height=0.6, color=svg.AFTER)
         if given is not None:
             ax.axvline(scale * given, color=svg.TEXT, linestyle="--", linewidth=1)
-        ax.set_yticks(range(len(rows)), [short(row["name"]) for row in rows])
-        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set_yticks(places, [short(row["name"]) for row in shown])
+        ax.set_ylim(len(shown) - 0.4, -0.6)
         ax.grid(visible=False, axis="y")
         unit = ", %" if found["in_points"] else ""
         dashed = "" if given is None else " (dashed: as given)"
         ax.set_xlabel(f"{found['metric']}{unit} with this group's cut alone{dashed}")
 
-    better = found.get("higher_is_better", True)
     worst = (min if better else max)(rows, key=lambda row: float(row["value"]))
     told = f"Cutting {worst['name']} alone costs most: {_value(worst, found)} is left."
     title = "What each group's cut costs alone"
@@ -143,9 +147,9 @@ def sensitivity_chart(report: Report) -> Chart | None:
         title=title,
         caption=(
             f"The network as given with one group cut and nothing recovered, on {found['samples']} "
-            f"held-out samples. {told}"
+            f"held-out samples. {told}{only}"
         ),
-        svg=svg.drawn("sensitivity", title, told, draw, height=0.8 + 0.25 * len(rows), rows=(1,)),
+        svg=svg.drawn("sensitivity", title, told, draw, height=0.8 + 0.25 * len(shown), rows=(1,)),
         head=("Group", "Channels kept", found["metric"]),
         rows=tuple((r["name"], fmt.percent(r["kept"]), _value(r, found)) for r in rows),
     )
@@ -159,6 +163,7 @@ def widths_chart(report: Report) -> Chart | None:
     title = "Width of each layer"
     cut = [row for row in layers if row["after"] < row["before"]]
     told = f"{len(cut)} of {len(layers)} layers are narrower than before."
+    shown, only = _telling(layers, lambda row: row["before"] - row["after"], "lost most")
     rows = tuple(
         (
             row["name"],
@@ -171,8 +176,8 @@ def widths_chart(report: Report) -> Chart | None:
     return Chart(
         name="widths",
         title=title,
-        caption=f"Output channels or features, in the network's order. {told}",
-        svg=_bars("widths", title, told, layers, ("before", "after"), "channels"),
+        caption=f"Output channels or features, in the network's order. {told}{only}",
+        svg=_bars("widths", title, told, shown, ("before", "after"), "channels"),
         head=("Layer", "Before", "After", "Kept"),
         rows=rows,
     )
@@ -186,6 +191,7 @@ def layer_times_chart(report: Report) -> Chart | None:
     title = "Milliseconds of each layer"
     before, after = (sum(row[key] for row in layers) for key in ("before_ms", "after_ms"))
     told = f"In all {fmt.digits(before)} ms before and {fmt.digits(after)} ms after."
+    shown, only = _telling(layers, lambda row: max(row["before_ms"], row["after_ms"]), "take most")
     rows = tuple(
         (row["name"], f"{row['before_ms']:.4g}", f"{row['after_ms']:.4g}", "; ".join(row["notes"]))
         for row in layers
@@ -195,9 +201,9 @@ def layer_times_chart(report: Report) -> Chart | None:
         title=title,
         caption=(
             f"Each layer's share of a run, in the network's order. {told} Timing single layers "
-            "takes time itself: compare rows, not their sum with the latency."
+            f"takes time itself: compare rows, not their sum with the latency.{only}"
         ),
-        svg=_bars("layertimes", title, told, layers, ("before_ms", "after_ms"), "ms"),
+        svg=_bars("layertimes", title, told, shown, ("before_ms", "after_ms"), "ms"),
         head=("Layer", "Before, ms", "After, ms", "Why so little"),
         rows=rows,
     )
@@ -215,6 +221,17 @@ def _layer_times(section: dict[str, Any]) -> list[dict[str, Any]]:
         if why and why not in layer["notes"]:
             layer["notes"].append(why)
     return list(layers.values())
+
+
+def _telling(
+    rows: list[dict[str, Any]], weight: Callable[[dict[str, Any]], float], which: str
+) -> tuple[list[dict[str, Any]], str]:
+    """The heaviest rows, as many as a picture holds, in their order; and a note if any is left."""
+    if len(rows) <= _MOST_BARS:
+        return rows, ""
+    heaviest = sorted(range(len(rows)), key=lambda place: -weight(rows[place]))[:_MOST_BARS]
+    note = f" The picture has the {_MOST_BARS} that {which}, the table all {len(rows)}."
+    return [rows[place] for place in sorted(heaviest)], note
 
 
 def _bars(

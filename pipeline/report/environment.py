@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from exporters.cores import cpuinfo
+from exporters.providers import device_of
 from pipeline.config import file_sha256
 
 PACKAGES = (
@@ -48,6 +49,7 @@ def environment(
         "processor": processor(),
         "cpu_count": os.cpu_count(),
         "device": device,
+        "gpu": _gpu(device, provider),
         "provider": provider,
         "seed": seed,
         "hashes": {role: _hash(path) for role, path in inputs.items()},
@@ -59,6 +61,17 @@ def processor() -> str:
     """The processor's own name, as far as the system tells it."""
     names = [line.partition(":")[2].strip() for line in cpuinfo("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _gpu(device: str, provider: str) -> str | None:
+    """The name of the GPU that took part; None where none did. Either may be several, by commas."""
+    trained_on = device if device.startswith("cuda:") else "cuda:0"
+    runs_on = {device.partition(":")[0], *(device_of(name) for name in provider.split(","))}
+    if "cuda" not in runs_on:
+        return None
+    import torch
+
+    return torch.cuda.get_device_name(trained_on) if torch.cuda.is_available() else None
 
 
 def _versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.report import format as fmt
-from pipeline.report.build import MET, MISSED, SKIPPED, Report
+from pipeline.report.build import MET, MISSED, NOT_ASKED, SKIPPED, Report
 
 _NAMES = {
     "flops": "FLOPs",
@@ -19,6 +19,7 @@ _NAMES = {
     "latency": "Latency",
     "provider": "Provider",
 }
+_NO_LIMIT, _SKIPPED = "no limit", "skipped"
 _ADVICE = {
     "flops": "Ask for less, or unfreeze groups: the table below says what holds them.",
     "params": "Ask for less, or unfreeze groups: the table below says what holds them.",
@@ -32,7 +33,10 @@ _ADVICE = {
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """state: met, missed or skipped. advice: what to do, where it was missed."""
+    """state: met, missed, "no limit" (measured, nothing asked) or skipped.
+
+    advice: what to do, where it was missed.
+    """
 
     check: str
     state: str
@@ -43,7 +47,7 @@ class Finding:
 def findings(report: Report) -> list[Finding]:
     """One for each check, missed ones first, skipped ones last."""
     found = [_finding(check, verdict, report) for check, verdict in report.verdict.items()]
-    order = (MISSED, MET, "skipped")
+    order = (MISSED, MET, _NO_LIMIT, _SKIPPED)
     return sorted(found, key=lambda finding: order.index(finding.state))
 
 
@@ -68,7 +72,8 @@ def _finding(check: str, verdict: str, report: Report) -> Finding:
     found = _SENTENCES[check](report) if check in _SENTENCES else ""
     if verdict.startswith(SKIPPED):
         why = f"Not judged: {verdict.removeprefix(SKIPPED)}."
-        return Finding(check=name, state="skipped", text=f"{found} {why}".strip())
+        state = _NO_LIMIT if verdict == NOT_ASKED else _SKIPPED
+        return Finding(check=name, state=state, text=f"{found} {why}".strip())
     advice = _ADVICE.get(check) if verdict == MISSED else None
     return Finding(check=name, state=verdict, text=found or verdict, advice=advice)
 
