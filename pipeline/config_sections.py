@@ -123,8 +123,8 @@ class DataConfig:
     """Per-channel standard deviation that is divided by, on the 0 to 1 scale."""
     batch_size: int = 128
     """Images in a batch, in training and validation."""
-    workers: int = 0
-    """Threads that decode images; 0 takes two."""
+    workers: int = 2
+    """Threads that decode images; 0 is one."""
     augment: str = "auto"
     """Of training images: "standard", "flip", "none", or "auto": by the recipe; arrays stay."""
     task: str | None = None

@@ -24,7 +24,7 @@ class DataRequest:
         package.module:FACTORY.
     input_size: (C, H, W) of the network.
     mean, std: per channel, for pixels scaled to 0..1; the user's, else the model's, else None.
-    workers: threads that decode images; 0 takes two.
+    workers: threads that decode images; 0 is one.
     augment: of the training images: "standard" mirrors and moves them, "flip" mirrors them alone,
         "auto" is `auto_augment` for images in files and "none" for arrays.
     seed: of the order and the augmentation, together with the epoch.
@@ -37,7 +37,7 @@ class DataRequest:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     batch_size: int = 128
-    workers: int = 0
+    workers: int = 2
     augment: str = "auto"
     auto_augment: str = "standard"
     seed: int = 0

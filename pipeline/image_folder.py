@@ -37,7 +37,6 @@ from pipeline.stored_data import Moves, StoredData, TensorSplit, augmentation
 
 VAL_FOLDERS = ("val", "valid", "validation", "test")
 MAX_CACHE_BYTES = 4_000_000_000
-DEFAULT_THREADS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +109,7 @@ def stored_images(
 ) -> StoredData:
     """Data of images in files, in memory where they fit. `origin`: for the report."""
     wanted = request.input_size[1:]
-    exact = image_sizes(train.files, request.workers or DEFAULT_THREADS) == {wanted}
+    exact = image_sizes(train.files, request.workers or 1) == {wanted}
     inner = wanted if exact else covering(wanted)
     num_values = len(train.files) * inner[0] * inner[1] + len(val.files) * wanted[0] * wanted[1]
     cached = num_values * request.input_size[0] <= MAX_CACHE_BYTES
@@ -159,7 +158,7 @@ def _in_memory(
 ) -> TensorSplit:
     channels, *_ = request.input_size
     wanted = request.input_size[1:]
-    threads = request.workers or DEFAULT_THREADS
+    threads = request.workers or 1
     images = decode_all(files.files, channels, Target(inner=inner, wanted=wanted), threads)
     return TensorSplit(images=images, labels=files.labels, height_width=wanted, moves=moves)
 
@@ -167,7 +166,7 @@ def _in_memory(
 def _on_disk(
     files: Images, request: DataRequest, _inner: tuple[int, int], moves: Moves
 ) -> FileSplit:
-    threads = request.workers or DEFAULT_THREADS
+    threads = request.workers or 1
     image_sizes(files.files, threads, verify=True)
     return FileSplit(
         paths=files.files,

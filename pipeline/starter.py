@@ -18,16 +18,39 @@ FILE = Path("compress.toml")
 _HEAD = """\
 # Settings of a run: compress --config {file}
 # Each option of the command line has its name here, and the command line wins. Options in comments
-# have no effect; they show the default, or an example where there is none. Paths are seen from the
+# have no effect; they show the default, or an example, and then say so. Paths are seen from the
 # folder in which compress runs, not from this file.
 """
 
-# Values to show where nothing is set: the default, or an example.
-SHOWN: Mapping[str, Any] = {
+# What a run takes where nothing is set.
+DEFAULTS: Mapping[str, Any] = {
+    "trust_pickle": False,
+    "batch_size": 128,
+    "workers": 2,
+    "augment": "auto",
+    "recipe": "default",
+    "lr": 0.05,
+    "accumulate": 1,
+    "no_distill": False,
+    "seed": 0,
+    "channel_multiple": "auto",
+    "min_channels": 1,
+    "prune_norms": False,
+    "provider": "cpu",
+    "ort": False,
+    "out": "model-compressed",
+    "resume": False,
+    "device": "auto",
+    "dry_run": False,
+    "verbose": False,
+    "quiet": False,
+    "json": False,
+}
+# What has no default, or one that depends on the model or on data.
+EXAMPLES: Mapping[str, Any] = {
     "model": "model.pt",
     "arch": "torchvision:NAME",
     "input_size": [3, 224, 224],
-    "trust_pickle": False,
     "target_flops": 0.6,
     "target_params": 0.6,
     "target_latency": "0.6x",
@@ -35,33 +58,13 @@ SHOWN: Mapping[str, Any] = {
     "data": "photos/",
     "mean": [0.485, 0.456, 0.406],
     "std": [0.229, 0.224, 0.225],
-    "batch_size": 128,
-    "workers": 2,
-    "augment": "auto",
     "task": "task.py:make",
     "epochs": DEFAULT_EPOCHS,
-    "recipe": "default",
-    "lr": 0.05,
-    "accumulate": 1,
-    "no_distill": False,
     "insert_bn": True,
-    "seed": 0,
-    "channel_multiple": "auto",
     "freeze": ["head*"],
-    "min_channels": 1,
-    "prune_norms": False,
-    "provider": "cpu",
     "precision": "fp32",
-    "ort": False,
     "opset": DEFAULT_OPSET,
-    "out": "model-compressed",
-    "resume": False,
-    "device": "auto",
     "logger": "tensorboard",
-    "dry_run": False,
-    "verbose": False,
-    "quiet": False,
-    "json": False,
 }
 
 
@@ -76,7 +79,10 @@ class Described:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What is known of the model; `notes` says of an option where its value comes from."""
+    """What is known of the model; `notes` says of an option where its value comes from.
+
+    values: set in the file. shown: defaults that follow from the model, as comments.
+    """
 
     values: Mapping[str, Any]
     shown: Mapping[str, Any]
@@ -101,8 +107,12 @@ def _lines(options: Sequence[Described], known: Known) -> Iterator[str]:
         yield f"\n# {option.help}" + (f" {note}" if note else "")
         if option.name in known.values:
             yield f"{key} = {_toml(known.values[option.name])}"
+            continue
+        default = {**DEFAULTS, **known.shown}.get(option.name)
+        if default is None:
+            yield f"# {key} = {_toml(EXAMPLES[option.name])}  # an example"
         else:
-            yield f"# {key} = {_toml(known.shown.get(option.name, SHOWN[option.name]))}"
+            yield f"# {key} = {_toml(default)}"
 
 
 def _toml(value: Any) -> str:
@@ -112,7 +122,7 @@ def _toml(value: Any) -> str:
 
 def nothing_known() -> Known:
     """Without a model: a target, and the rest as examples."""
-    return Known(values={"target_flops": SHOWN["target_flops"]}, shown={}, notes={})
+    return Known(values={"target_flops": EXAMPLES["target_flops"]}, shown={}, notes={})
 
 
 def known_of(options: Mapping[str, Any]) -> Known:
@@ -123,10 +133,10 @@ def known_of(options: Mapping[str, Any]) -> Known:
 
     of_model = ("model", "arch", "input_size", "trust_pickle")
     values = {name: options[name] for name in of_model if options.get(name)}
-    values["target_flops"] = SHOWN["target_flops"]
+    values["target_flops"] = EXAMPLES["target_flops"]
     config = build_config(values).model
     model, facts = config.path, model_facts(model_source(config))
-    shown: dict[str, Any] = {"out": f"{model.stem}-compressed"}
+    shown: dict[str, Any] = {"out": str(model.with_name(f"{model.stem}-compressed"))}
     notes = {"mean": "The model does not say it.", "std": "The model does not say it."}
     if config.input_size is not None:
         values["input_size"] = list(config.input_size)

@@ -20,7 +20,7 @@ from pipeline.cli import main
 from pipeline.config_file import OPTION_KINDS, build_config, read_config_file
 from pipeline.forecast import Forecast
 from pipeline.recipes import RECIPES
-from pipeline.starter import SHOWN
+from pipeline.starter import DEFAULTS, EXAMPLES
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -235,5 +235,22 @@ def test_the_help_of_each_command_fits_a_screen_and_leads_with_an_example(comman
     assert example < next(n for n, line in enumerate(lines) if line.startswith("Options"))
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", sorted(DEFAULTS.keys() - {"lr"}))
+def test_what_is_shown_as_a_default_is_what_a_run_takes(name: str) -> None:
+    least = {"model": "model.pt", "target_flops": 0.6}
+    assert build_config({**least, name: DEFAULTS[name]}) == build_config(least)
+
+
 def test_the_learning_rate_that_is_shown_is_that_of_the_recipe() -> None:
-    assert SHOWN["lr"] == RECIPES[SHOWN["recipe"]].peak_lr
+    assert DEFAULTS["lr"] == RECIPES[DEFAULTS["recipe"]].peak_lr
+
+
+def test_what_is_no_default_is_called_an_example(here: Path) -> None:
+    assert DEFAULTS.keys() | EXAMPLES.keys() == OPTION_KINDS.keys()
+    assert run("init").exit_code == 0
+    lines = (here / "compress.toml").read_text().splitlines()
+    said = {
+        line.split(" = ")[0].removeprefix("# ") for line in lines if line.endswith("# an example")
+    }
+    assert said == {n.replace("_", "-") for n in EXAMPLES.keys() - {"target_flops"}}
