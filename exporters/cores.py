@@ -20,7 +20,7 @@ _IDLE, _IOWAIT = 3, 4
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
+    """How many cores this process may use. Raises nothing."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -47,7 +47,10 @@ def quiet_cores(count: int) -> tuple[int, ...]:
 
 @contextmanager
 def on_core(cores: tuple[int, ...]) -> Iterator[None]:
-    """Keep the calling thread on the first of `cores`; of none, do nothing."""
+    """Keep the calling thread on the first of `cores`; of none, do nothing.
+
+    Raises OSError where the system does not allow it.
+    """
     if not cores:
         yield
         return

@@ -41,7 +41,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def why_no_model(head: bytes) -> str | None:
     """Why a file with these first 64 bytes is no model of any kind, with what to do, if it is none.
 
-    These are left where a download or a copy went wrong.
+    These are left where a download or a copy went wrong. Raises nothing.
     """
     if not head:
         return "is empty (0 bytes); save or download the model again"
@@ -70,7 +70,10 @@ def load_onnx(path: Path) -> onnx.ModelProto:
 
 
 def onnx_size_bytes(path: Path) -> int:
-    """Bytes on disk of the ONNX file and of the external weight files it names."""
+    """Bytes on disk of the ONNX file and of the external weight files it names.
+
+    Raises OSError where one is not there, and protobuf's DecodeError for what is no ONNX file.
+    """
     model = onnx.load(os.fspath(path), load_external_data=False)
     external = {
         (path.parent / entry.value).resolve()

@@ -16,7 +16,7 @@ Shape = tuple[int, ...]
 
 
 def fixed_batch(session: Session) -> int | None:
-    """Dimension 0 of the first input that fixes it; None where all leave it open."""
+    """Dimension 0 of the first input that fixes it; None where none does. Raises nothing."""
     first = (shape[0] for shape in session.input_shapes.values() if shape)
     return next((size for size in first if isinstance(size, int)), None)
 

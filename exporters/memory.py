@@ -23,7 +23,11 @@ _STATUS = Path("/proc/self/status")
 def peak_memory_bytes(
     path: Path, provider: str, threads: int, inputs: dict[str, Array]
 ) -> int | None:
-    """By how much loading the file and running it raises the peak of a process's memory."""
+    """By how many bytes loading the file and running it raises the peak of a process's memory.
+
+    None where the system does not tell. The run is one of its own process, on these inputs by name.
+    Raises ExportError where it fails.
+    """
     if not _STATUS.is_file():
         return None
     with tempfile.TemporaryDirectory() as folder:

@@ -21,6 +21,7 @@ ORT_NAMES = {
     "openvino": "OpenVINOExecutionProvider",
 }
 PROVIDERS = tuple(ORT_NAMES)
+"""Names of execution providers, the default first."""
 
 _ON_GPU = ("cuda", "tensorrt")
 

@@ -255,7 +255,7 @@ def open_session(
 
 @functools.cache
 def newest_opset() -> int:
-    """The newest opset that the installed onnx can write and onnxruntime runs."""
+    """The newest opset that the installed onnx can write and onnxruntime runs. Raises nothing."""
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     graph = onnx.helper.make_graph([node], "tried", value[:1], value[1:])

@@ -72,7 +72,11 @@ class ExportRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxFile:
-    """A written ONNX file, as it was found to be."""
+    """A written ONNX file, as it was found to be.
+
+    size_bytes: with its external weights. opset: of the standard domain. dynamic_batch: whether
+    dimension 0 of every input is free.
+    """
 
     path: Path
     size_bytes: int

@@ -24,9 +24,10 @@ from gbn.plan_search import Limit, PlanSettings
 from gbn.proof import Proof, gate_to_zero, prove
 from gbn.prune_plan import PrunePlan
 from gbn.refit import Refit, RefitSettings, refit
-from gbn.rules import register_rule
+from gbn.rules import Info, OpCall, register_rule
 from gbn.scores import Scores, magnitude_scores
 from gbn.surgery import apply_plan, prune
+from gbn.ticktock import Phase, schedule
 from gbn.trace import trace
 
 __all__ = [
@@ -36,7 +37,10 @@ __all__ = [
     "Gates",
     "GbnError",
     "Group",
+    "Info",
     "Limit",
+    "OpCall",
+    "Phase",
     "PlanMismatch",
     "PlanSettings",
     "Proof",
@@ -62,6 +66,7 @@ __all__ = [
     "prune",
     "refit",
     "register_rule",
+    "schedule",
     "settle_norms",
     "smallest",
     "trace",

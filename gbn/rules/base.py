@@ -32,9 +32,13 @@ NOT_FINITE = float("nan")  # the dead value of 0 / 0: no gate behind it makes th
 
 @dataclass(slots=True)
 class Info:
-    """Ids of a tensor by dimension (absent: size is fixed), and its dead value. Not to be changed.
+    """What is known of one tensor. Not to be changed: a rule makes a new one.
 
-    `constant`: the forward made it, the same in every run and at each position.
+    ids: dimension -> table of ids, int64 (k, n), for a dimension of size n: position p is there
+        while all k ids of column p are; nearly always k is 1. An absent dimension is of fixed size.
+    dead: what a removed channel would hold here, were its gates zero: a number; the gates that
+        would have to be added to make it zero; or None where that cannot be known.
+    constant: the forward made it, the same in every run and at each position.
     """
 
     ids: dict[int, Rows] = field(default_factory=dict)
@@ -108,7 +112,16 @@ class Facts:
 
 @dataclass
 class OpCall:
-    """One executed op: its tensors' ids are read and written here."""
+    """One executed op, as its rule sees it: ids of tensors are read and written here.
+
+    func, args, kwargs, out: the ATen op, what it was called with (real tensors), what came out.
+    module: the path of the module whose forward called it, "" for the model itself.
+    facts, lookup, store, tensors: the tracer's own; a rule goes by the methods below.
+    before: shape of the first argument before the op, which may change it in place.
+
+    Whatever a rule raises, and numpy for sizes that do not fit, the trace raises as a RuleError
+    that names op and module.
+    """
 
     func: Any
     args: tuple[Any, ...]
@@ -118,8 +131,8 @@ class OpCall:
     facts: Facts
     lookup: Callable[[Tensor], Info]
     store: Callable[[Tensor, Info], None]
-    tensors: list[Tensor] | None = None  # among the arguments, if known already
-    before: tuple[int, ...] = ()  # shape of the first argument before the op, which may change it
+    tensors: list[Tensor] | None = None
+    before: tuple[int, ...] = ()
 
     @functools.cached_property
     def name(self) -> str:
@@ -132,13 +145,13 @@ class OpCall:
         return f"{self.name} in {self.module or 'the model itself'}"
 
     def arg(self, index: int, name: str, default: Any = None) -> Any:
-        """Argument by position or by name."""
+        """Argument by position or by name; `default` where it was not given."""
         if len(self.args) > index:
             return self.args[index]
         return self.kwargs.get(name, default)
 
     def info(self, tensor: Any) -> Info:
-        """Ids of a tensor; no ids for anything else."""
+        """What is known of a tensor; an `Info` without ids for anything else."""
         return self.lookup(tensor) if isinstance(tensor, Tensor) else Info()
 
     def inputs(self) -> list[Tensor]:
@@ -148,30 +161,37 @@ class OpCall:
         return self.tensors
 
     def outputs(self) -> list[Tensor]:
-        """All tensors that came out."""
+        """All tensors that came out, in order."""
         return tensors_in(self.out)
 
     def set(self, info: Info, out: Tensor | None = None) -> None:
-        """Set the ids of an output (default: the only one), dropping dims that do not fit."""
+        """State what is known of an output (default: the only one).
+
+        Ids whose number is not the output's size on that dimension are dropped: it is then fixed.
+        """
         target = self.out if out is None else out
         shape = target.shape
         ids = {d: r for d, r in info.ids.items() if r.shape[1] == shape[d]}
         self.store(target, Info(ids, info.dead))
 
     def fresh(self, size: int) -> Rows:
-        """New ids issued by this op."""
+        """New ids that this op issues, int64 (1, size)."""
         return self.facts.space.fresh(size, self.module)
 
     def sized(self, rows: Rows, role: str = "") -> None:
-        """This op's arguments state the size of `rows`."""
+        """This op's arguments state the size of `rows`, (k, n), so a cut must change them.
+
+        role: the attribute of the module that holds it, if it is known.
+        """
         self.facts.sized.append(SizedUse(self.module, role, rows))
 
     def tie(self, a: Rows, b: Rows) -> None:
-        """One channel, position by position."""
+        """Position p of `a`, (k, n), and of `b`, (j, n), are one channel: they go together."""
         self.facts.space.tie(a, b, f"meets a tensor of fixed size at {self.where}")
 
     def freeze(self, info: Info, dims: Iterable[int] | None = None, why: str = "") -> None:
-        """Channels that enter here on these dims (default: all) stay."""
+        """Channels that enter here on these dims (default: all) stay, in the report because of
+        `why`."""
         chosen = [dim for dim in (info.ids if dims is None else dims) if dim in info.ids]
         if chosen:
             reason = f"{why} ({self.where})" if why else f"no rule for {self.where}"
@@ -195,7 +215,10 @@ class OpCall:
         return True
 
     def gate(self, dead: Dead) -> Dead:
-        """Demand the gates that make dead channels zero here; what the value then is."""
+        """Demand the gates that make dead channels zero here; returns the dead value then.
+
+        That is 0.0 where gates can do it, else `dead` as it was.
+        """
         if isinstance(dead, frozenset):
             self.facts.required_gates |= dead
             return 0.0
