@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import shutil
@@ -136,9 +137,12 @@ def run_shell(example: Example) -> None:
             assert result.exit_code == wanted, f"{command}: {result.output}\n{result.exception!r}"
         else:
             program = sys.executable if command[0] == "python" else command[0]
+            beside = str(Path(sys.executable).parent)  # where torchrun is
+            environment = os.environ | {"PATH": f"{beside}{os.pathsep}{os.environ['PATH']}"}
             done = subprocess.run(
-                [program, *command[1:]], check=False, capture_output=True, text=True
-            )
+                [program, *command[1:]],
+                check=False, capture_output=True, text=True, env=environment,
+            )  # fmt: skip
             assert done.returncode == wanted, f"{command}: {done.stdout}{done.stderr}"
 
 
