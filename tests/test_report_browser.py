@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from pipeline.cli import main
 from pipeline.report import BeforeAfter, build_report, render_html
 from pipeline.report.compare import compare, comparison_html
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from test_pipeline_report_pages import measured
+from tiny_job import arguments, write_job
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 SERIOUS = {"serious", "critical"}
@@ -35,17 +38,30 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run that was done, and one whose gate failed."""
+    folder = tmp_path_factory.mktemp("runs")
+    job = write_job(folder)
+    gate = ["--epochs", "0", "--max-accuracy-drop", "0", "--target-flops", "0.025"]
+    wanted: dict[str, tuple[int, list[str]]] = {"run": (0, []), "failed": (12, gate)}
+    for name, (code, extra) in wanted.items():
+        done = CliRunner().invoke(main, arguments(job, folder / name, "-q", *extra))
+        assert done.exit_code == code, done.output
+    return {name: folder / name / "report.html" for name in wanted}
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory, runs: dict[str, Path]) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    runs = [("one", build_report(measured())), ("two", build_report(measured(0.88, 2.0)))]
+    both = [("one", build_report(measured())), ("two", build_report(measured(0.88, 2.0)))]
     texts = {
         "met": render_html(build_report(measured())),
         "missed": render_html(build_report(measured(max_accuracy_drop=0.5))),
-        "compared": comparison_html(compare(runs)),
+        "compared": comparison_html(compare(both)),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text)
-    return {name: folder / f"{name}.html" for name in texts}
+    return {name: folder / f"{name}.html" for name in texts} | runs
 
 
 def opened(browser: Any, page: Path, **context: Any) -> tuple[Any, list[str]]:
@@ -60,7 +76,7 @@ def opened(browser: Any, page: Path, **context: Any) -> tuple[Any, list[str]]:
     return view, said
 
 
-@pytest.mark.parametrize("name", ["met", "missed", "compared"])
+@pytest.mark.parametrize("name", ["met", "missed", "compared", "run", "failed"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1100, 360])
 def test_the_page_is_quiet_accessible_and_no_wider_than_the_screen(
