@@ -35,15 +35,12 @@ from pipeline.learning import (
 )
 from pipeline.objectives import Ask
 from pipeline.ranks import Ranks, Work, WorkKind, plan_hash
-from pipeline.renewal import one_batch, renew_statistics
+from pipeline.renewal import refit_inputs, renew_statistics
 from pipeline.stream_distance import StreamDistance
 from pipeline.training_settings import Pass, Progress, TrainingSettings
 
 _CLIP_NORM = 5.0
 _BN_BATCHES = 16
-_REFIT_IMAGES = 512
-_REFIT_VALUES = 2**24  # numbers in these images at most: 111 of 3 x 224 x 224
-_LAST_TIMES = 2  # as many images and rows where no training follows
 
 Loss = Callable[[Any, Tensor, Ask], Tensor]
 
@@ -265,13 +262,11 @@ class Trainer:
     ) -> None:
         """What can be made good after a cut without training: layers are refitted.
 
-        `plan` leads from `original` to `small`; last: no training follows, so that a closer fit is
-        worth its time. Afterwards norms are settled, so that training starts from what the refit
-        has reached.
+        `plan` leads from `original` to `small`; last: no training follows. Afterwards norms are
+        settled, so that training starts from what the refit has reached.
         """
-        times = _LAST_TIMES if last else 1
-        inputs = self._place(one_batch(self._data, times * _REFIT_IMAGES, _REFIT_VALUES))
-        settings = gbn.RefitSettings(rows=times * gbn.RefitSettings().rows)
+        images, settings = refit_inputs(self._data, last=last)
+        inputs = self._place(images)
         self._fabric.to_device(small)
         gbn.refit(self._fabric.to_device(copy.deepcopy(original)), small, plan, inputs, settings)
         gbn.settle_norms(small, [inputs])

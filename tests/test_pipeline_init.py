@@ -18,7 +18,7 @@ from gbn.ticktock import Phase
 from pipeline import forecast, loggers
 from pipeline.cli import main
 from pipeline.config_file import OPTION_KINDS, build_config, read_config_file
-from pipeline.forecast import Forecast
+from pipeline.forecast import Forecast, Speed
 from pipeline.recipes import RECIPES
 from pipeline.starter import DEFAULTS, EXAMPLES
 
@@ -139,7 +139,7 @@ def test_a_dry_run_tells_the_plan_and_its_time_and_writes_nothing(
     # 512 images in batches of 64, two passes: 16 batches in all
     batches = re.findall(r"(tick|tock|finetune): \d+ x, (\d+) batches of 64 in all", result.stdout)
     assert sum(int(count) for _, count in batches) == 16
-    assert re.search(r"estimate: \d+ s of scoring and training on this machine", result.stdout)
+    assert re.search(r"estimate: \d+ s of scoring, refits and training on this", result.stdout)
     assert not (tmp_path / "dry").exists()
 
 
@@ -157,9 +157,12 @@ def test_a_dry_run_without_data_counts_the_images_that_it_would_make(
 
 def test_phases_cost_less_once_channels_are_gone() -> None:
     tick, tock = Phase(kind="tick", batches=10, keep=0.0), Phase(kind="tock", batches=10)
-    first, then = forecast._planned((tick, tock), 1.0, 0.5)
-    assert (first.seconds, then.seconds) == (10.0, 6.25)  # 3/4 of the step is the network's own
-    assert Forecast(phases=(first, then), batch_size=1, images=(96, 3.0)).seconds == 19.25
+    speed = Speed(score=0.5, train=1.0, load=0.25, refit=3.0)
+    first, then = forecast._planned((tick, tock), speed, 0.5)
+    assert (first.seconds, first.refits) == (10 * (0.5 + 0.25) + 3, True)
+    # 3/4 of a training step is the network's own
+    assert (then.seconds, then.refits) == (10 * (0.75 / 2 + 0.25 + 0.25), False)
+    assert Forecast(phases=(first, then), batch_size=1, images=(96, 3.0)).seconds == 22.25
 
 
 def complete(words: str, place: int) -> list[str]:
