@@ -198,7 +198,7 @@ def test_milliseconds_of_layers_are_drawn_where_they_were_measured() -> None:
 def test_the_page_names_what_was_missed_first_and_what_to_do() -> None:
     page = render_html(build_report(measured(accuracy=0.9, max_accuracy_drop=1.0)))
     assert "Failed: Accuracy missed. Exit code 12." in page
-    missed = page.index("90.00 % top1 on 1,000 samples, 2.00 points less. A loss of 1 points")
+    missed = page.index("90.00 % top1 on 1,000 samples, 2.00 points less. A loss of 1 point")
     assert missed < page.index("60.0 % of the multiply-accumulates are left: 60 of 100.")
     assert "What to do: More --epochs" in page
 

@@ -129,7 +129,8 @@ def _accuracy(report: Report) -> str:
     direction = "more" if change > 0 else "less"
     text = f"{100 * after:.2f} % {accuracy['metric']} {on}, {abs(change):.2f} points {direction}."
     limit = report.target.get("max_accuracy_drop_points")
-    return text if limit is None else f"{text} A loss of {limit:g} points is allowed."
+    points = "point" if limit == 1 else "points"
+    return text if limit is None else f"{text} A loss of {limit:g} {points} is allowed."
 
 
 def _latency(report: Report) -> str:
