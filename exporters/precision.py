@@ -31,7 +31,6 @@ from exporters.session import ORT_ERRORS, Array, open_session
 PRECISIONS = ("fp32", "fp16", "int8")
 """What a file can compute in."""
 FP16_TOLERANCE = 1e-2
-"""How far fp16 may be from fp32, as a share of the output's scale."""
 """Allowed difference of a half-precision file from fp32, as a share of the output's scale."""
 
 _FP16_MAX = 65504.0

@@ -18,6 +18,7 @@ from click_default_group import DefaultGroup
 
 from pipeline.cli_deploy import bench, verify
 from pipeline.cli_errors import RunState, guarded, terminated_as_interrupted
+from pipeline.cli_help import SectionedCommand, SectionedOption, write_help
 from pipeline.cli_init import completion, init
 from pipeline.cli_report import report
 from pipeline.config import (
@@ -38,69 +39,13 @@ from pipeline.config_file import (
 from pipeline.config_sections import require_data_there
 from pipeline.errors import UsageError
 
-EXAMPLE = """\
-Example:
-  compress --target-flops 0.6 model.pt
-      keeps at most 60 % of the MACs and writes model-compressed/model.onnx
-  compress --target-flops 0.6 --data photos/ --max-accuracy-drop 0.5 model.pt
-      recovers accuracy on photos/train; fails if more than 0.5 points are lost
-"""
-
-EXIT_CODES = """\
-Also: compress inspect (what can be pruned), verify (a gate for CI), bench
-  (latency), report (pages of runs), init (a settings file). Each has --help.
-Exit codes: 0 all met, 1 diverged, 2 usage, 10 FLOPs, params or size, 11 surgery
-  or parity, 12 accuracy, 13 latency, 14 provider, 130 interrupted: --resume.
-"""
-
-
-HELP_COLUMN = 25
-
-
-class SectionedOption(click.Option):
-    """An option that the help lists under a heading; a rare one only in `--help-all`."""
-
-    def __init__(self, *args: Any, section: str, rare: bool = False, **attrs: Any) -> None:
-        super().__init__(*args, **attrs)
-        self.section = section
-        self.rare = rare
-
-
-def _write_help(
-    ctx: click.Context, command: click.Command, formatter: click.HelpFormatter, *, whole: bool
-) -> None:
-    formatter.write(f"Usage: {ctx.find_root().info_name} [OPTIONS] MODEL\n\n")
-    formatter.write(f"{command.help}\n\n{EXAMPLE}" + ("" if whole else "\n"))
-    sections: dict[str, list[tuple[str, str]]] = {}
-    for param in command.get_params(ctx):
-        record = param.get_help_record(ctx)
-        rare = isinstance(param, SectionedOption) and param.rare
-        if isinstance(param, click.Option) and record is not None and (whole or not rare):
-            # --help itself comes last, and belongs to the last section.
-            section = param.section if isinstance(param, SectionedOption) else list(sections)[-1]
-            sections.setdefault(section, []).append((record[0].ljust(HELP_COLUMN), record[1]))
-    for name, records in sections.items():
-        # one screen: headings stand without blank lines between
-        formatter.write(f"\n{name}\n" if whole else f"{name}\n")
-        with formatter.indentation():
-            formatter.write_dl(records)
-    formatter.write(f"\n{EXIT_CODES}")
-
-
-class SectionedCommand(click.Command):
-    """A command whose help leads with an example and lists its options in sections."""
-
-    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the help."""
-        _write_help(ctx, self, formatter, whole=False)
-
 
 class CompressGroup(DefaultGroup):
     """The group; its help is that of the main job, and no error leaves it as a traceback."""
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the main job's help."""
-        _write_help(ctx, self.commands[self.default_cmd_name], formatter, whole=False)
+        write_help(ctx, self.commands[self.default_cmd_name], formatter, whole=False)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Without any argument, help is what is wanted."""
@@ -137,7 +82,7 @@ class CompressGroup(DefaultGroup):
 def _help_all(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
         formatter = ctx.make_formatter()
-        _write_help(ctx, ctx.command, formatter, whole=True)
+        write_help(ctx, ctx.command, formatter, whole=True)
         click.echo(formatter.getvalue().rstrip("\n"))
         ctx.exit()
 
@@ -147,6 +92,7 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
         ctx.default_map, ctx.ensure_object(RunState).settings = read_config_file(path)
 
 
+_TYPED = click.core.ParameterSource.COMMANDLINE
 EPOCHS_DEFAULT = f"Default: {DEFAULT_EPOCHS}; without --data {DATA_FREE_EPOCHS}."
 FREEZE_HELP = "Modules that keep every channel; repeatable."
 ACCUMULATE_HELP = "Batches in N parts: less memory."
@@ -253,9 +199,11 @@ def _with_options(command: Any) -> Any:
 )
 @click.argument("model", required=False, type=click.Path())
 @_with_options
-@click.pass_obj
-def prune(state: RunState, /, **options: Any) -> int:
+@click.pass_context
+def prune(ctx: click.Context, /, **options: Any) -> int:
     """Prune, recover, export, verify; returns the exit code."""
+    _quiet_or_verbose(ctx, options)
+    state: RunState = ctx.obj
     state.verbose = bool(options["verbose"])
     given = {name: value for name, value in options.items() if value != ()}
     config = build_config(given, state.settings)
@@ -278,8 +226,16 @@ def prune(state: RunState, /, **options: Any) -> int:
         click.echo(done.to_json())
     else:
         console.result(summary_table(done))
-        console.say(f"the file: {config.out / 'model.onnx'}; all figures: report.html beside it")
+        page = "report.html" if (config.out / "report.html").is_file() else "report.json"
+        console.say(f"the file: {config.out / 'model.onnx'}; all figures: {page} beside it")
     return done.exit_code
+
+
+def _quiet_or_verbose(ctx: click.Context, options: dict[str, Any]) -> None:
+    """What the command line says of the two takes back what the settings file says."""
+    typed = {n for n in ("quiet", "verbose") if ctx.get_parameter_source(n) == _TYPED}
+    for name in {"quiet", "verbose"} - typed if typed else ():
+        options[name] = False
 
 
 @contextlib.contextmanager

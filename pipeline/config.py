@@ -63,11 +63,16 @@ class SettingsFile:
     """The file of `--config` as it was when the run began: it may change, and the run must not."""
 
     name: str
-    text: str
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        """Decoded; raises UnicodeDecodeError."""
+        return self.content.decode("utf-8-sig")
 
     def described(self) -> dict[str, str]:
         """For `report.json`."""
-        digest = hashlib.sha256(self.text.encode()).hexdigest()
+        digest = hashlib.sha256(self.content).hexdigest()
         return {"name": self.name, "sha256": digest, "content": self.text}
 
 

@@ -115,8 +115,8 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], SettingsFile]:
     file that cannot be read, is not TOML, or has an unknown key or a wrong type.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
+        settings = SettingsFile(name=path.name, content=path.read_bytes())
+        content = tomllib.loads(settings.text)
     except OSError as error:
         raise UsageError(f"--config: cannot read '{path}': {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -127,7 +127,7 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], SettingsFile]:
         if name in options:
             raise UsageError(f"--config: '{path}' gives '{name}' twice, with - and with _")
         options[name] = _checked_value(path, key, value)
-    return options, SettingsFile(name=path.name, text=text)
+    return options, settings
 
 
 def _checked_value(path: Path, key: str, value: object) -> object:

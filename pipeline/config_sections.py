@@ -237,8 +237,6 @@ class DeployConfig:
     opset: int | None = None
     """Version of ONNX's operator set; None takes that of a model given as ONNX, where it can be
     written, else the default."""
-    latency_batch: int = 1
-    """Batch size at which latency is measured."""
 
     def __post_init__(self) -> None:
         require(
@@ -253,7 +251,6 @@ class DeployConfig:
             self.opset is None or self.opset >= MIN_OPSET,
             f"--opset: {self.opset} is below {MIN_OPSET}, the oldest that torch's exporter writes",
         )
-        require(self.latency_batch >= 1, f"latency batch {self.latency_batch} is below 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ of a refit; all else is arithmetic, so the time is an estimate.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -107,7 +108,12 @@ def forecast(config: RunConfig, baseline: Baseline, goal: Goal) -> Forecast:
     batch, load_s = _first_batch(data)
     speed = Speed(
         score=_step_seconds(baseline, batch, goal.recipe.score_batch, teacher=False),
-        train=_step_seconds(baseline, batch, None, teacher=True),
+        train=_step_seconds(
+            baseline,
+            batch,
+            math.ceil(len(batch) / config.recovery.accumulate),
+            teacher=config.data.source is None or (goal.recipe.distill and config.recovery.distill),
+        ),
         load=load_s,
         refit=_refit_seconds(baseline, goal, data, phases),
     )

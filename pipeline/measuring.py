@@ -34,6 +34,7 @@ from pipeline.report import (
     Surgery,
     environment,
 )
+from pipeline.report.format import showable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,10 +158,9 @@ class Measuring:
 
     def _latency(self) -> Latency:
         loaded, config = self._baseline.loaded, self._config
-        fixed = loaded.interface.fixed_batch if loaded.interface is not None else None
         # random, as `compress bench` and the planner of a target in time take them
         generator = torch.Generator().manual_seed(config.recovery.seed)
-        shape = (fixed or config.deploy.latency_batch, *loaded.input_size)
+        shape = (place_of(config, self._baseline).batch, *loaded.input_size)
         batch = torch.randn(shape, generator=generator)
         timed = verify.latency(
             self._baseline.onnx, self._file, self._after.provider, batch, config.recovery.seed
@@ -172,8 +172,9 @@ class Measuring:
     def _environment(self) -> dict[str, Any]:
         config = self._config
         inputs = {"model": config.model.path}
-        if config.data.source and Path(config.data.source).exists():
-            inputs["data"] = Path(config.data.source)
+        data = _readable(config.data.source)
+        if data is not None:
+            inputs["data"] = data
         found = environment(
             seed=config.recovery.seed,
             device=self._outcome.compressed.device,
@@ -181,17 +182,27 @@ class Measuring:
             inputs=inputs,
         )
         if config.settings is not None:
-            found["settings"] = config.settings.described()
+            told = config.settings.described().items()
+            found["settings"] = {key: showable(value) for key, value in told}
         return found | {
             "nodes_on_other_providers": self._after.nodes_elsewhere,
-            "model": config.model.path.name,
+            "model": showable(config.model.path.name),
             "input_size": list(self._baseline.loaded.input_size),
-            "data": _data_row(self._baseline.data),
+            "data": _data_row(self._baseline.data, config.data.source),
         }
 
 
-def _data_row(data: Data | None) -> dict[str, Any]:
+def _readable(source: str | None) -> Path | None:
+    """What can be hashed of the data: files and folders, or the file of a factory."""
+    if source is None:
+        return None
+    found = (Path(name) for name in (source, source.rpartition(":")[0]) if name)
+    return next((path for path in found if path.exists()), None)
+
+
+def _data_row(data: Data | None, source: str | None) -> dict[str, Any]:
     if data is None:
         return {"source": "none was given"}
     counts = {"training_images": data.num_train, "validation_images": data.num_val}
-    return counts | {key: plain(value) for key, value in data.preprocessing.items()}
+    told = {key: plain(value) for key, value in data.preprocessing.items()}
+    return {"source": showable(str(source))} | counts | told

@@ -195,7 +195,7 @@ def _finish(
 def _write_page(report: Report, run: RunDirectory, console: RunConsole) -> None:
     """A page that cannot be drawn costs no run its result: all of it is in `report.json`."""
     try:
-        page = render_html(report)
+        page = render_html(report).encode()
     except Exception as error:  # of a drawing library, about any figure or name
         console.warn(
             f"report.html could not be drawn ({one_line(error)}); the run is whole without it, and "
@@ -203,7 +203,7 @@ def _write_page(report: Report, run: RunDirectory, console: RunConsole) -> None:
         )
         (run.path / "report.html").unlink(missing_ok=True)
         return
-    run.write("report.html", lambda to: to.write_text(page, encoding="utf-8"))
+    run.write("report.html", lambda to: to.write_bytes(page))
 
 
 def _write_artefacts(

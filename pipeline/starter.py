@@ -13,8 +13,6 @@ from typing import Any
 from pipeline.config import DEFAULT_OPSET
 from pipeline.config_file import DEFAULT_EPOCHS, OPTION_KINDS
 
-FILE = Path("compress.toml")
-
 _HEAD = """\
 # Settings of a run: compress --config {file}
 # Each option of the command line has its name here, and the command line wins. Options in comments

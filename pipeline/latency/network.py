@@ -86,7 +86,7 @@ def place_of(config: RunConfig, baseline: Baseline) -> Place:
         provider=config.deploy.provider,
         threads=LATENCY_THREADS,
         cores=exporters.quiet_cores(LATENCY_THREADS),
-        batch=fixed or config.deploy.latency_batch,
+        batch=fixed or 1,
         sizes={baseline.session.input_names[0]: baseline.loaded.input_size},
         seed=config.recovery.seed,
     )

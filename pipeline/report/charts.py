@@ -71,7 +71,7 @@ def history_chart(report: Report) -> Chart | None:
         svg=svg.drawn(
             "history", title, told, _draw_history(history, points), height=3.4, rows=(1,)
         ),
-        head=("Phase", "FLOPs kept", history["metric"]),
+        head=("Phase", "FLOPs kept", f"{history['metric']}{_direction(history)}"),
         rows=tuple((p["name"], fmt.percent(p["flops_kept"]), _value(p, history)) for p in points),
     )
 
@@ -104,10 +104,14 @@ def _draw_history(history: dict[str, Any], points: list[dict[str, Any]]) -> svg.
         if history["in_points"]:
             ax.set_ylim(top=min(ax.get_ylim()[1], 101))
         ax.set_xlabel("FLOPs kept, %")
-        ax.set_ylabel(f"{history['metric']}{unit}")
+        ax.set_ylabel(f"{history['metric']}{unit}{_direction(history)}")
         ax.legend(loc="best")
 
     return draw
+
+
+def _direction(section: dict[str, Any]) -> str:
+    return fmt.direction(section.get("higher_is_better", True))
 
 
 def _value(point: dict[str, Any], history: dict[str, Any]) -> str:
@@ -137,7 +141,8 @@ def sensitivity_chart(report: Report) -> Chart | None:
         ax.grid(visible=False, axis="y")
         unit = ", %" if found["in_points"] else ""
         dashed = "" if given is None else " (dashed: as given)"
-        ax.set_xlabel(f"{found['metric']}{unit} with this group's cut alone{dashed}")
+        measured = f"{found['metric']}{unit}{_direction(found)}"
+        ax.set_xlabel(f"{measured} with this group's cut alone{dashed}")
 
     worst = (min if better else max)(rows, key=lambda row: float(row["value"]))
     told = f"Cutting {worst['name']} alone costs most: {_value(worst, found)} is left."
@@ -150,7 +155,7 @@ def sensitivity_chart(report: Report) -> Chart | None:
             f"held-out samples. {told}{only}"
         ),
         svg=svg.drawn("sensitivity", title, told, draw, height=0.8 + 0.25 * len(shown), rows=(1,)),
-        head=("Group", "Channels kept", found["metric"]),
+        head=("Group", "Channels kept", f"{found['metric']}{_direction(found)}"),
         rows=tuple((r["name"], fmt.percent(r["kept"]), _value(r, found)) for r in rows),
     )
 

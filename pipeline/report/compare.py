@@ -1,7 +1,7 @@
 """Several runs side by side: quality against latency, and which of them no other one beats.
 
 Enters: reports with names. Leaves: a `Comparison`, an HTML page, a table for the terminal. Runs
-that were judged or timed differently stay in the table, and out of the front, with the reason.
+that `comparable` leaves out stay in the table, and out of the front, with the reason.
 Runs of one original are compared by how many times as fast they made it, which each measured in
 turns with the original: milliseconds of two days differ by what else the machine did.
 """
@@ -14,43 +14,8 @@ from rich.text import Text
 
 from pipeline.report import format as fmt
 from pipeline.report.build import Report
+from pipeline.report.comparable import Quality, left_out, measured_first, original, timed_on
 from pipeline.report.words import outcome
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quality:
-    """How good a file is: its accuracy, or its fidelity to the original where no data was."""
-
-    metric: str
-    value: float
-    higher_is_better: bool
-    in_points: bool
-
-    @classmethod
-    def of(cls, report: Report) -> "Quality | None":
-        """None where neither was measured."""
-        accuracy, fidelity = report.accuracy, report.fidelity
-        if accuracy is not None:
-            return cls(
-                metric=f"{accuracy['metric']} (n={accuracy['samples']})",
-                value=accuracy["after"],
-                higher_is_better=accuracy.get("higher_is_better", True),
-                in_points=accuracy.get("in_points", True),
-            )
-        if fidelity is not None and fidelity["value"] is not None:
-            share = "error" not in fidelity["metric"]
-            return cls(
-                metric=f"{fidelity['metric']} (n={fidelity['samples']})",
-                value=fidelity["value"],
-                higher_is_better=share,
-                in_points=share,
-            )
-        return None
-
-    @property
-    def text(self) -> str:
-        """With its unit."""
-        return f"{100 * self.value:.2f} %" if self.in_points else f"{self.value:.4g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +75,11 @@ class Comparison:
 
 def compare(runs: Sequence[tuple[str, Report]]) -> Comparison:
     """What is comparable is what was measured as the first run that has both figures."""
-    first = next((r for _, r in runs if Quality.of(r) is not None and r.latency is not None), None)
-    whole = [(name, report, _left_out(report, first)) for name, report in runs]
+    first = measured_first([report for _, report in runs])
+    whole = [(name, report, left_out(report, first)) for name, report in runs]
     good = [report for _, report, why in whole if why is None]
-    scaled = len({_hash(report, "model") for report in good}) == 1
+    originals = {original(report) for report in good}
+    scaled = len(originals) == 1 and None not in originals
     clock = first.latency["before"]["p50_ms"] if scaled and first and first.latency else None
     entries = tuple(
         Entry(
@@ -130,39 +96,10 @@ def compare(runs: Sequence[tuple[str, Report]]) -> Comparison:
     quality = Quality.of(first) if first is not None else None
     return Comparison(
         entries=entries,
-        metric=quality.metric if quality else None,
-        timed_on=_timed_on(first) if first is not None else None,
+        metric=quality.label if quality else None,
+        timed_on=timed_on(first) if first is not None else None,
         scaled=clock is not None,
     )
-
-
-def _left_out(report: Report, first: Report | None) -> str | None:
-    quality = Quality.of(report)
-    if quality is None:
-        return "no: accuracy was not measured"
-    if report.latency is None or first is None:
-        return "no: latency was not measured"
-    wanted = Quality.of(first)
-    if wanted is not None and quality.metric != wanted.metric:
-        return f"no: judged by {quality.metric}"
-    if report.accuracy is not None and _hash(report, "data") != _hash(first, "data"):
-        return "no: judged on other data"
-    if _timed_on(report) != _timed_on(first):
-        return f"no: timed on {_timed_on(report)}"
-    return None
-
-
-def _timed_on(report: Report) -> str:
-    latency = report.latency
-    assert latency is not None
-    where = report.environment
-    machine = [where[key] for key in ("platform", "processor") if where.get(key)]
-    return ", ".join([fmt.timed_on(latency), *(machine or ["an unnamed machine"])])
-
-
-def _hash(report: Report, role: str) -> str | None:
-    found = report.environment.get("hashes", {}).get(role)
-    return None if found is None else str(found)
 
 
 def _goodness(report: Report) -> float:

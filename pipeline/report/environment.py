@@ -17,6 +17,7 @@ from typing import Any
 from exporters.cores import cpuinfo
 from exporters.providers import device_of
 from pipeline.config import file_sha256
+from pipeline.report.format import showable
 
 PACKAGES = (
     "gbn-compress",
@@ -41,7 +42,8 @@ def environment(
 ) -> dict[str, Any]:
     """Versions, machine and hashes; `inputs` maps a role ("model", "data") to what was read.
 
-    Raises OSError where an input cannot be read.
+    gpu: what the provider ran on; training_gpu: what the network was trained on. Raises OSError
+    where an input cannot be read.
     """
     return {
         "versions": {"python": platform.python_version()} | _versions(),
@@ -49,11 +51,13 @@ def environment(
         "processor": processor(),
         "cpu_count": os.cpu_count(),
         "device": device,
-        "gpu": _gpu(device, provider),
+        "gpu": _gpu(0) if _on_gpu(provider) else None,
+        "training_gpu": _gpu(int(device.removeprefix("cuda:"))) if "cuda:" in device else None,
         "provider": provider,
         "seed": seed,
         "hashes": {role: _hash(path) for role, path in inputs.items()},
-        "command": shlex.join(["compress", *sys.argv[1:]]),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "command": showable(shlex.join([*_program(), *sys.argv[1:]])),
     }
 
 
@@ -63,15 +67,26 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _gpu(device: str, provider: str) -> str | None:
-    """The name of the GPU that took part; None where none did. Either may be several, by commas."""
-    trained_on = device if device.startswith("cuda:") else "cuda:0"
-    runs_on = {device.partition(":")[0], *(device_of(name) for name in provider.split(","))}
-    if "cuda" not in runs_on:
-        return None
+def _program() -> list[str]:
+    """What was called, with the launcher of several processes if there was one."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return ["compress"]
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    nodes = ["--standalone"] if own == world else ["--nnodes", str(world // own)]
+    return ["torchrun", *nodes, "--nproc-per-node", str(own), "-m", "pipeline.cli"]
+
+
+def _on_gpu(provider: str) -> bool:
+    """provider: one, or several by commas. Those on a GPU run on the first."""
+    return any(device_of(name) == "cuda" for name in provider.split(","))
+
+
+def _gpu(number: int) -> str | None:
+    """The name of a GPU; None where none is there."""
     import torch
 
-    return torch.cuda.get_device_name(trained_on) if torch.cuda.is_available() else None
+    return torch.cuda.get_device_name(number) if torch.cuda.is_available() else None
 
 
 def _versions() -> dict[str, str]:

@@ -16,8 +16,18 @@ _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def digits(value: float) -> str:
-    """Three significant digits: 4 -> "4.00", 270 -> "270"."""
-    return f"{value:#.3g}".rstrip(".")
+    """Three significant digits: 4 -> "4.00", 270 -> "270"; more for 1000 and above: "1234"."""
+    return f"{value:.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
+
+
+def direction(higher_is_better: bool) -> str:
+    """Which way is better, where that is not the usual one."""
+    return "" if higher_is_better else " (lower is better)"
+
+
+def showable(text: str) -> str:
+    """What a page can hold of a text: file names, and files, may be anything."""
+    return NOT_XML.sub("\ufffd", text)
 
 
 def count(value: float, unit: str) -> str:
@@ -62,11 +72,15 @@ def rows(report: Report) -> list[tuple[str, str, str, str]]:
 
 
 def _precision_row(precision: dict[str, Any]) -> tuple[str, str, str, str]:
-    kept = len(precision.get("float_layers", ()))
-    note = (
-        f"{kept} of {precision['num_layers']} layers in float" if "num_layers" in precision else ""
-    )
-    return ("Precision", precision.get("before", "fp32"), precision["kind"], note)
+    notes = []
+    if "num_layers" in precision:
+        kept = len(precision.get("float_layers", ()))
+        notes.append(f"{kept} of {precision['num_layers']} layers in float")
+    if precision.get("max_abs_diff_from_fp32") is not None:
+        notes.append(
+            f"outputs off fp32 by {precision['max_abs_diff_from_fp32']:.1e} of their scale"
+        )
+    return ("Precision", precision.get("before", "fp32"), precision["kind"], "; ".join(notes))
 
 
 def _accuracy_row(accuracy: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -88,6 +102,11 @@ def _fidelity_row(fidelity: dict[str, Any]) -> tuple[str, str, str, str]:
     what = f"Fidelity (n={fidelity['samples']})"
     value = "not finite" if fidelity["value"] is None else percent(fidelity["value"])
     return (what, NOT_MEASURED, value, f"{fidelity['metric']}, made-up images")
+
+
+def fidelity(section: dict[str, Any]) -> str:
+    """ "94.0 % top1 agreement", of a finite one."""
+    return f"{percent(section['value'])} {section['metric']}"
 
 
 def without_data(report: Report) -> str | None:

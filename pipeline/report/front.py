@@ -3,7 +3,7 @@
 Enters: a `Comparison`. Leaves: a `Chart`, None for fewer than two runs that compare.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
@@ -17,35 +17,8 @@ def front_chart(comparison: Comparison) -> Chart | None:
     entries = comparison.comparable
     if len(entries) < 2:
         return None
-    front = comparison.front
-
-    def at(entry: Entry) -> tuple[float, float]:
-        assert entry.quality is not None
-        assert entry.charted_ms is not None
-        return entry.charted_ms, entry.quality.value * (100 if entry.quality.in_points else 1)
-
-    def draw(axes: list[Axes]) -> None:
-        (ax,) = axes
-        ax.plot(*zip(*map(at, front), strict=True), color=svg.AFTER, linewidth=1, zorder=1)
-        for chosen, marker, colour, label in (
-            (front, "o", svg.AFTER, "no other run is better in both"),
-            ([e for e in entries if not e.on_front], "x", svg.TEXT, "beaten by another run"),
-        ):
-            if chosen:
-                ax.scatter(*zip(*map(at, chosen), strict=True), marker=marker, color=colour,
-                           label=label, zorder=2)  # fmt: skip
-        for place, names in _labels(entries, at).items():
-            ax.annotate(names, place, xytext=(5, 5), textcoords="offset points")
-        ax.margins(0.15)
-        ax.set_xlabel("p50 latency, ms")
-        unit = ", %" if all(e.quality and e.quality.in_points for e in entries) else ""
-        ax.set_ylabel(f"{comparison.metric}{unit}")
-        if unit:
-            ax.set_ylim(top=min(ax.get_ylim()[1], 101))
-        ax.legend(loc="best")
-
     title = "Quality against latency"
-    told = f"On the front: {', '.join(entry.name for entry in front)}."
+    told = f"On the front: {', '.join(entry.name for entry in comparison.front)}."
     if comparison.scaled:
         told += (
             " All runs made one original faster: times are that of the first run's original over "
@@ -55,7 +28,7 @@ def front_chart(comparison: Comparison) -> Chart | None:
         name="front",
         title=title,
         caption=f"{comparison.metric}, {comparison.timed_on}. {told}",
-        svg=svg.drawn("front", title, told, draw, height=3.8, rows=(1,)),
+        svg=svg.drawn("front", title, told, _draw(comparison), height=3.8, rows=(1,)),
         head=("Run", "p50, ms", comparison.metric or ""),
         rows=tuple(
             (e.name, f"{e.charted_ms:.4g}", e.quality.text if e.quality else "") for e in entries
@@ -63,11 +36,41 @@ def front_chart(comparison: Comparison) -> Chart | None:
     )
 
 
-def _labels(
-    entries: Sequence[Entry], at: Callable[[Entry], tuple[float, float]]
-) -> dict[tuple[float, float], str]:
+def _draw(comparison: Comparison) -> svg.Draw:
+    entries, front = comparison.comparable, comparison.front
+
+    def draw(axes: list[Axes]) -> None:
+        (ax,) = axes
+        ax.plot(*zip(*map(_place, front), strict=True), color=svg.AFTER, linewidth=1, zorder=1)
+        for chosen, marker, colour, label in (
+            (front, "o", svg.AFTER, "no other run is better in both"),
+            ([e for e in entries if not e.on_front], "x", svg.TEXT, "beaten by another run"),
+        ):
+            if chosen:
+                ax.scatter(*zip(*map(_place, chosen), strict=True), marker=marker, color=colour,
+                           label=label, zorder=2)  # fmt: skip
+        for place, names in _labels(entries).items():
+            ax.annotate(names, place, xytext=(5, 5), textcoords="offset points")
+        ax.margins(0.15)
+        ax.set_xlabel("p50 latency, ms")
+        unit = ", %" if all(e.quality and e.quality.in_points for e in entries) else ""
+        ax.set_ylabel(f"{comparison.metric}{unit}")
+        if unit:
+            ax.set_ylim(top=min(ax.get_ylim()[1], 101))
+        ax.legend(loc="best")
+
+    return draw
+
+
+def _place(entry: Entry) -> tuple[float, float]:
+    assert entry.quality is not None
+    assert entry.charted_ms is not None
+    return entry.charted_ms, entry.quality.value * (100 if entry.quality.in_points else 1)
+
+
+def _labels(entries: Sequence[Entry]) -> dict[tuple[float, float], str]:
     """One label for each point: runs that lie on each other share it."""
     names: dict[tuple[float, float], list[str]] = {}
     for entry in entries:
-        names.setdefault(at(entry), []).append(short(entry.name))
+        names.setdefault(_place(entry), []).append(short(entry.name))
     return {place: ", ".join(found) for place, found in names.items()}

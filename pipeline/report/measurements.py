@@ -154,8 +154,6 @@ class Measurements:
     """Parameters that may remain, where that was asked."""
     max_accuracy_drop: float | None = None
     """Points, or units of the task's metric, that may be lost, where that was asked."""
-    min_speedup: float | None = None
-    """Speed-up whose whole interval must be reached, where that was asked."""
     target_latency_ms: float | None = None
     """Median time that may remain, where a time was asked."""
     target_latency_kept: float | None = None

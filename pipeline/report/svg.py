@@ -16,13 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Drawn in these, which stand for the page's colours, light or dark.
-TEXT, LINE, BEFORE, AFTER, MARK = "#010101", "#020202", "#030303", "#040404", "#050505"
+TEXT, LINE, BEFORE, AFTER = "#010101", "#020202", "#030303", "#040404"
 _VARIABLES = {
     TEXT: "var(--text)",
     LINE: "var(--line)",
     BEFORE: "var(--before)",
     AFTER: "var(--after)",
-    MARK: "var(--mark)",
 }
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",

@@ -3,6 +3,7 @@
 Enters: a `Report`. Leaves: one `Finding` for each check, and the outcome in a line.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -52,19 +53,34 @@ def findings(report: Report) -> list[Finding]:
 
 
 def outcome(report: Report) -> tuple[str, str]:
-    """("passed" or "failed", one line): what a glance must tell."""
+    """("passed", "unjudged" or "failed", one line): what a glance must tell.
+
+    unjudged: nothing was missed, but how good the file is was not judged, so a person must look.
+    """
     missed = [_NAMES.get(c, c) for c, verdict in report.verdict.items() if verdict == MISSED]
     if missed:
         return "failed", f"Failed: {', '.join(missed)} missed. Exit code {report.exit_code}."
     if report.exit_code:
         return "failed", f"Not proven: a needed check was skipped. Exit code {report.exit_code}."
     met = sum(verdict == MET for verdict in report.verdict.values())
-    line = f"Passed: all {met} checks are met."
-    if report.verdict.get("accuracy") != MET:
-        line += (
-            " How accurate it may be was not asked." if report.accuracy else " Accuracy unknown."
-        )
-    return "passed", line
+    if report.verdict.get("accuracy") == MET:
+        return "passed", f"Passed: all {met} checks are met."
+    line = f"All {met} checks are met." if met else "Nothing was checked."
+    return "unjudged", f"{line} {_unjudged(report)}"
+
+
+def _unjudged(report: Report) -> str:
+    """What is known of the file's quality, which no limit was set for."""
+    accuracy, fidelity = report.accuracy, report.fidelity
+    speed = ""
+    if report.latency is not None and report.verdict.get("latency") != MET:
+        speed = f", and it is {report.latency['speedup']['median']:.2f} times as fast"
+    if accuracy is not None:
+        return f"No limit was set for accuracy: {_change(accuracy)}{speed}."
+    if fidelity is not None and fidelity["value"] is not None:
+        found = fmt.fidelity(fidelity)
+        return f"Accuracy is unknown: {found} on made-up images{speed}."
+    return f"Accuracy is unknown{speed}."
 
 
 def _finding(check: str, verdict: str, report: Report) -> Finding:
@@ -91,7 +107,13 @@ def _count(section: dict[str, Any] | None, asked: float | None, unit: str) -> st
         return ""
     before, after = fmt.count(section["before"], ""), fmt.count(section["after"], "")
     text = f"{fmt.percent(section['kept'])} of the {unit} are left: {after} of {before}."
-    return text if asked is None else f"{text} At most {fmt.percent(asked)} were asked for."
+    if asked is None:
+        return text
+    text = f"{text} At most {fmt.percent(asked)} were asked for."
+    if section["kept"] <= asked:
+        return text
+    # what was missed by little looks equal when it is rounded
+    return f"{text} That is {section['after']:,} for {math.floor(asked * section['before']):,}."
 
 
 def _surgery(report: Report) -> str:
@@ -101,16 +123,22 @@ def _surgery(report: Report) -> str:
 
 
 def _parity(report: Report) -> str:
-    return _difference(report.parity, "onnxruntime and PyTorch give the same outputs")
+    text = _difference(report.parity, "onnxruntime and PyTorch give the same outputs")
+    if report.precision["kind"] != "int8" or not text:
+        return text
+    own = report.precision.get("max_abs_diff_from_fp32")
+    beside = "" if own is None else f" The int8 file is off by {own:.1e} of their scale."
+    return f"Before quantising: {text}{beside} What that costs, accuracy tells."
 
 
 def _difference(section: dict[str, Any] | None, claim: str) -> str:
     if section is None:
         return ""
     found, allowed = section["max_abs_diff"], section["tolerance"]
-    if found is None or found > allowed:
+    if found is None or not found <= allowed:  # so that NaN is a difference as well
         claim = claim.replace("the same outputs", "different outputs")
-        size = "no finite difference" if found is None else f"{found:.1e} of their scale"
+        finite = found is not None and math.isfinite(found)
+        size = f"{found:.1e} of their scale" if finite else "no finite difference"
         return f"{claim}: {size}, {allowed:.0e} is allowed."
     return f"{claim} within {found:.1e} of their scale; {allowed:.0e} is allowed."
 
@@ -119,18 +147,26 @@ def _accuracy(report: Report) -> str:
     accuracy = report.accuracy
     if accuracy is None:
         return ""
-    before, after = accuracy["before"], accuracy["after"]
-    on = f"on {accuracy['samples']:,} samples"
+    after, on = accuracy["after"], f"on {accuracy['samples']:,} samples"
     if not accuracy.get("in_points", True):
-        text = f"{accuracy['metric']} went from {before:.4g} to {after:.4g} {on}."
+        text = f"{accuracy['metric']} {on}: {_change(accuracy)}."
         limit = report.target.get("max_metric_drop")
         return text if limit is None else f"{text} A loss of {limit:g} is allowed."
-    change = 100 * (after - before)
-    direction = "more" if change > 0 else "less"
-    text = f"{100 * after:.2f} % {accuracy['metric']} {on}, {abs(change):.2f} points {direction}."
+    text = f"{100 * after:.2f} % {accuracy['metric']} {on}, {_change(accuracy)}."
     limit = report.target.get("max_accuracy_drop_points")
     points = "point" if limit == 1 else "points"
     return text if limit is None else f"{text} A loss of {limit:g} {points} is allowed."
+
+
+def _change(accuracy: dict[str, Any]) -> str:
+    before, after = accuracy["before"], accuracy["after"]
+    if not accuracy.get("in_points", True):
+        which = fmt.direction(accuracy.get("higher_is_better", True))
+        return f"from {before:.4g} to {after:.4g}{which}"
+    points = f"{100 * abs(after - before):.2f}"
+    if points == "0.00":
+        return "as before"
+    return f"{points} points {'more' if after > before else 'less'}"
 
 
 def _latency(report: Report) -> str:
@@ -144,10 +180,10 @@ def _latency(report: Report) -> str:
         f"batch {latency['batch']}."
     )
     target = report.target
+    more = f"{100 * (target.get('latency_tolerance') or 0):g} % more"
     asked = (
-        ("min_speedup", "At least {:g} times as fast"),
-        ("latency_ms", "At most {:g} ms (and 3 % more)"),
-        ("latency_kept", "At most {:g} of the time (and 3 % more)"),
+        ("latency_ms", "At most {:g} ms (and " + more + ")"),
+        ("latency_kept", "At most {:g} of the time (and " + more + ")"),
     )
     for key, limit in asked:
         if target.get(key) is not None:
