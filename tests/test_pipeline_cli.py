@@ -167,6 +167,28 @@ def test_a_file_gives_options_and_the_command_line_wins(stub: Stub, model: str) 
     }
 
 
+def test_the_file_as_it_was_byte_by_byte(stub: Stub, model: str) -> None:
+    written = "\ufefftarget-flops = 0.6\r\nseed = 3\r\n".encode()
+    Path("windows.toml").write_bytes(written)
+    assert _run("--config", "windows.toml", model).exit_code == 0
+    (config,) = stub.configs
+    assert config.recovery.seed == 3
+    assert config.settings is not None
+    assert config.settings.described()["sha256"] == hashlib.sha256(written).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("text", "typed", "verbosity"),
+    [("verbose = true", "-q", -1), ("quiet = true", "-v", 1), ("quiet = true", "--json", -1)],
+)
+def test_how_much_is_said_goes_by_the_command_line(
+    stub: Stub, model: str, text: str, typed: str, verbosity: int
+) -> None:
+    Path("run.toml").write_text(f"target-flops = 0.6\n{text}\n")
+    assert _run("--config", "run.toml", typed, model).exit_code == 0
+    assert [config.verbosity for config in stub.configs] == [verbosity]
+
+
 def test_an_error_in_the_file_is_one_line(stub: Stub, model: str) -> None:
     Path("run.toml").write_text("sede = 3\n")
     result = _run("--config", "run.toml", "--target-flops", "0.6", model)

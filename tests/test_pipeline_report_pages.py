@@ -27,7 +27,9 @@ from pipeline.report import (
     render_html,
 )
 from pipeline.report.compare import compare
+from pipeline.report.format import digits
 from pipeline.report.stored import read_report
+from pipeline.report.words import outcome
 
 ENVIRONMENT = {
     "versions": {"torch": "2.15.0"}, "platform": "Linux", "device": "cpu", "provider": "cpu",
@@ -229,6 +231,72 @@ def test_the_group_whose_cut_costs_most_is_named() -> None:
     assert "costs alone" not in render_html(replace(report, sensitivity=None))
 
 
+def test_green_is_only_what_was_judged() -> None:
+    """How good it is must have had a limit; else a person decides, and is told the figures."""
+    worse = measured(accuracy=0.1, p50=9.0)
+    assert outcome(build_report(worse)) == (
+        "unjudged",
+        "All 4 checks are met. No limit was set for accuracy: 82.00 points less, and it is 0.44 "
+        "times as fast.",
+    )
+    assert outcome(build_report(replace(worse, max_accuracy_drop=90.0)))[0] == "passed"
+    assert outcome(build_report(replace(worse, max_accuracy_drop=80.0)))[0] == "failed"
+    made_up = Fidelity(metric="top1 agreement", samples=96, value=0.5)
+    free = replace(measured(), accuracy=None, skipped={"accuracy": "no data"}, fidelity=made_up)
+    state, line = outcome(build_report(free))
+    assert state == "unjudged"
+    assert "Accuracy is unknown: 50.0 % top1 agreement on made-up images" in line
+    nothing = dict.fromkeys(build_report(free).verdict, "skipped: not here")
+    assert outcome(replace(build_report(free), verdict=nothing))[1].startswith("Nothing was check")
+    assert '<p class="outcome unjudged">' in render_html(build_report(worse))
+
+
+def test_which_way_is_better_is_said_wherever_it_is_not_the_usual_one() -> None:
+    error = Accuracy(metric="error", samples=10, before=1.0, after=2.0,
+                     higher_is_better=False, in_points=False)  # fmt: skip
+    base = measured()
+    assert base.history is not None
+    assert base.sensitivity is not None
+    lower = {"metric": "error", "in_points": False, "higher_is_better": False}
+    page = render_html(build_report(replace(
+        base, accuracy=error, history=base.history | lower, sensitivity=base.sensitivity | lower
+    )))  # fmt: skip
+    assert "error on 10 samples: from 1 to 2 (lower is better)." in page
+    for text in ("error (lower is better)</text>", "error (lower is better) with this group"):
+        assert text in page
+    assert "(lower is better)" not in render_html(build_report(base))
+    assert "90.00 % top1 on 1,000 samples, as before." in render_html(
+        build_report(replace(base, accuracy=replace(base.accuracy, before=0.9)))
+    )
+
+
+def test_what_quantising_costs_is_told_beside_the_parity_of_the_fp32_file() -> None:
+    int8 = {"kind": "int8", "num_layers": 7, "float_layers": [], "max_abs_diff_from_fp32": 1.275}
+    page = render_html(build_report(measured(precision=int8)))
+    assert "Before quantising: onnxruntime and PyTorch give the same outputs" in page
+    assert "The int8 file is off by 1.3e+00 of their scale." in page
+    assert "0 of 7 layers in float; outputs off fp32 by 1.3e+00 of their scale" in page
+    assert "Before quantising" not in render_html(build_report(measured()))
+
+
+def test_a_difference_that_is_no_number_is_no_agreement() -> None:
+    wrong = measured(parity=Difference(max_abs_diff=float("nan"), tolerance=1e-4))
+    assert "give different outputs: no finite difference" in render_html(build_report(wrong))
+
+
+def test_a_target_missed_by_little_is_told_in_whole_numbers() -> None:
+    counts = BeforeAfter(before=40_551_808, after=24_331_200)
+    page = render_html(build_report(measured(flops=counts, target_flops=24_331_084)))
+    assert "At most 60.0 % were asked for. That is 24,331,200 for 24,331,084." in page
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(4, "4.00"), (270, "270"), (999.4, "999"), (999.7, "1000"), (1234, "1234")]
+)
+def test_numbers_are_never_written_with_exponents(value: float, text: str) -> None:
+    assert digits(value) == text
+
+
 def test_limits_of_time_are_told_beside_what_was_found() -> None:
     report = build_report(measured())
     target = report.target | {"latency_ms": 3.5, "latency_kept": 0.9, "latency_tolerance": 0.05}
@@ -291,6 +359,15 @@ def test_what_is_no_report_is_refused_in_one_line(tmp_path: Path, text: str, mes
         ("target", {"latency_kept": "x<b>"}, "target.latency_kept: 'x<b>'"),
         ("precision", {"kind": {}}, "precision.kind: {}"),
         ("environment", {"model": "\x00\ud800"}, "characters that no page can show"),
+        ("environment", {"settings": "x"}, "environment.settings: 'x'"),
+        (
+            "environment",
+            {"settings": {"name": "x"}},
+            "environment.settings: 'sha256' is a required",
+        ),
+        ("environment", {"hashes": None}, "environment.hashes: None"),
+        ("precision", {"kind": "int8", "float_layers": 5}, "precision.float_layers: 5"),
+        ("verdict", {}, "verdict: {}"),
     ],
 )
 def test_a_broken_section_is_named(tmp_path: Path, section: str, value: Any, place: str) -> None:
@@ -368,83 +445,6 @@ def test_output_must_be_a_file_in_a_folder_that_is_there(tmp_path: Path) -> None
         result = run(folder, "--output", output)
         assert result.exit_code == 2
         assert message in result.stderr
-
-
-def test_runs_that_no_other_run_beats_are_on_the_front(tmp_path: Path) -> None:
-    figures = {"fast": (0.88, 2.0), "good": (0.91, 3.5), "beaten": (0.87, 2.5), "even": (0.88, 2.0)}
-    folders = [stored(tmp_path / n, measured(*values)) for n, values in figures.items()]
-    page = tmp_path / "all.html"
-    result = run(*folders, "--output", page)
-    assert result.exit_code == 0, result.output
-    on_front = {line.split()[0]: line.split()[-1] for line in result.stdout.splitlines()[1:5]}
-    assert on_front == {"fast": "yes", "good": "yes", "beaten": "no", "even": "yes"}
-    text = page.read_text()
-    assert text.count("<svg") == 1
-    assert "Comparison of 4 runs" in text
-
-
-def test_runs_that_were_measured_otherwise_are_left_out_with_the_reason() -> None:
-    def report(p50: float = 3.0, **changes: Any) -> Any:
-        return build_report(replace(measured(p50=p50), **changes))
-
-    base = measured()
-    assert base.latency is not None
-    skipped = {"latency": "not here"}
-    made_up = Fidelity(metric="top1 agreement", samples=96, value=0.9)
-    data_free = {"accuracy": None, "skipped": {"accuracy": "no data"}, "fidelity": made_up}
-    runs = [
-        ("one", report()),
-        ("untimed", report(latency=None, skipped=skipped)),
-        ("gpu", report(latency=replace(base.latency, provider="cuda"))),
-        ("free", report(**data_free)),
-        ("slow", report(p50=5.0)),
-    ]
-    found = {entry.name: entry.left_out for entry in compare(runs).entries}
-    assert found["one"] is None
-    assert found["slow"] is None
-    assert found["untimed"] == "no: latency was not measured"
-    assert found["gpu"] == "no: timed on cuda, batch 1, 1 thread, Linux"
-    assert found["free"] == "no: judged by top1 agreement (n=96)"
-    assert [entry.name for entry in compare(runs).front] == ["one"]
-
-
-def test_the_front_goes_by_the_speed_up_where_the_original_is_one() -> None:
-    """The second run met a busy machine: both of its files took twice as long."""
-    quiet, busy = measured(accuracy=0.9, p50=2.0), measured(accuracy=0.9, p50=3.8)
-    busy = replace(busy, latency=replace(busy.latency, before=times(8.0), speedup_median=8 / 3.8,
-                                         speedup_ci95=(2.0, 2.2)))  # fmt: skip
-    runs = [("quiet", build_report(quiet)), ("busy", build_report(busy))]
-    found = compare(runs)
-    assert found.scaled
-    assert {entry.name for entry in found.front} == {"quiet", "busy"}  # 2.00x and 2.11x overlap
-    assert [round(entry.charted_ms, 2) for entry in found.entries] == [2.0, 1.9]
-    other = replace(busy, environment=ENVIRONMENT | {"hashes": {"model": "sha256:cd"}})
-    found = compare([runs[0], ("other", build_report(other))])
-    assert not found.scaled
-    assert [entry.name for entry in found.front] == ["quiet"]
-
-
-def test_runs_on_other_data_or_another_processor_are_left_out() -> None:
-    hashes = {"model": "sha256:ab", "data": "sha256:ef"}
-    runs = [
-        ("one", build_report(measured())),
-        ("data", build_report(measured(environment=ENVIRONMENT | {"hashes": hashes}))),
-        ("cpu", build_report(measured(environment=ENVIRONMENT | {"processor": "another"}))),
-    ]
-    found = {entry.name: entry.left_out for entry in compare(runs).entries}
-    assert found["one"] is None
-    assert found["data"] == "no: judged on other data"
-    assert found["cpu"] == "no: timed on cpu, batch 1, 1 thread, Linux, another"
-
-
-def test_lower_is_better_turns_the_front_around() -> None:
-    def report(error: float, p50: float) -> Any:
-        accuracy = Accuracy(metric="error", samples=10, before=1.0, after=error,
-                            higher_is_better=False, in_points=False)  # fmt: skip
-        return build_report(replace(measured(p50=p50), accuracy=accuracy))
-
-    runs = [("worse", report(2.0, 3.0)), ("better", report(1.5, 3.0))]
-    assert [entry.name for entry in compare(runs).front] == ["better"]
 
 
 def test_names_that_look_like_styles_stay_as_they_are() -> None:

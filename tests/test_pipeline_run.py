@@ -129,18 +129,19 @@ def test_a_page_that_cannot_be_drawn_costs_no_run_its_result(
         raise RuntimeError("no font\nat all")
 
     monkeypatch.setattr("pipeline.run.render_html", fails)
-    settings = tmp_path / "own.toml"
+    settings = tmp_path / os.fsdecode(b"no\xfftext.toml")  # no page can hold this as it is
     settings.write_text("seed = 3\n")
-    extra = ("--epochs", "0", "-q", "--config", str(settings))
+    extra = ("--epochs", "0", "--config", str(settings))
     result = compress(arguments(job, tmp_path / "out", *extra))
     assert result.exit_code == 0, result.output
+    assert "all figures: report.json beside it" in result.stdout
     told = "report.html could not be drawn (RuntimeError: no font); the run is whole"
     assert told in result.stderr
     assert not (tmp_path / "out/report.html").exists()
     again = compress(["report", str(tmp_path / "out")])
     assert again.exit_code == 0
     page = (tmp_path / "out/report.html").read_text()
-    assert "own.toml" in page
+    assert "no\ufffdtext.toml" in page
     assert "seed = 3" in page
 
 

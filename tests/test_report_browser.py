@@ -84,6 +84,8 @@ def test_the_page_is_quiet_accessible_and_no_wider_than_the_screen(
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing")
     size = {"width": width, "height": 800}
+    _, said = opened(browser, pages[name], color_scheme=scheme, viewport=size)
+    assert said == []
     # axe is put into the page, which the page's own policy forbids
     view, said = opened(browser, pages[name], color_scheme=scheme, viewport=size, bypass_csp=True)
     for details in view.locator("details").all():
