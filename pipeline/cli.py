@@ -16,7 +16,7 @@ import click
 import click.shell_completion
 from click_default_group import DefaultGroup
 
-from pipeline.cli_deploy import bench, verify
+from pipeline.cli_deploy import FILE, bench, verify
 from pipeline.cli_errors import RunState, guarded, terminated_as_interrupted
 from pipeline.cli_help import SectionedCommand, SectionedOption, write_help
 from pipeline.cli_init import completion, init
@@ -69,7 +69,9 @@ class CompressGroup(DefaultGroup):
     ) -> list[click.shell_completion.CompletionItem]:
         """Commands, and what the main job takes, since its name may be left out."""
         found = super().shell_complete(ctx, incomplete)
-        return found + self.commands[self.default_cmd_name].shell_complete(ctx, incomplete)
+        found += self.commands[self.default_cmd_name].shell_complete(ctx, incomplete)
+        model = click.shell_completion.CompletionItem(incomplete, type="file")
+        return found if incomplete.startswith("-") else [model, *found]
 
     def main(self, args: Any = None, prog_name: str | None = None, **extra: Any) -> None:
         """Run the command line and end the process with its exit code."""
@@ -93,6 +95,8 @@ def _load_config(ctx: click.Context, _param: click.Parameter, path: Path | None)
 
 
 _TYPED = click.core.ParameterSource.COMMANDLINE
+ARCH_HELP = "Builds the network of a state dict."
+DATA_HELP = "Image folders, FILE.npz or FILE.py:FACTORY."
 EPOCHS_DEFAULT = f"Default: {DEFAULT_EPOCHS}; without --data {DATA_FREE_EPOCHS}."
 FREEZE_HELP = "Modules that keep every channel; repeatable."
 ACCUMULATE_HELP = "Batches in N parts: less memory."
@@ -117,6 +121,7 @@ CONFIG_FILE: dict[str, Any] = {
 
 
 RARE: dict[str, Any] = {"rare": True}
+DEVICES = ("auto", "cpu", "mps", "cuda", "cuda:0")
 HELP_ALL: dict[str, Any] = {
     "is_flag": True,
     "is_eager": True,
@@ -131,24 +136,30 @@ def _option(section: str, *names: str, **attrs: Any) -> Callable[[Any], Any]:
 
 # Defaults are not click's: what is not given stays None, and `config` alone holds the defaults.
 OPTIONS = (
-    _option("Model", "--arch", metavar="WHERE:NAME", help="Builds the network of a state dict."),
+    _option("Model", "--arch", **FILE, metavar="WHERE:NAME", help=ARCH_HELP),
     _option("Model", "--input-size", metavar="C,H,W", help="Default: the model's own."),
     _option(
         "Model", "--trust-pickle", **RARE, is_flag=True, help="Let a pickled model run its code."
     ),
     _option("Target", "--target-flops", metavar="KEEP", help="At most 0.6, 60% or 25M MACs."),
-    _option("Target", "--target-params", metavar="KEEP", help="The same for parameters."),
+    _option("Target", "--target-params", **RARE, metavar="KEEP", help="The same for parameters."),
     _option("Target", "--target-latency", metavar="TIME", help="At most 4ms, or 0.6x the time."),
     _option("Target", "--max-accuracy-drop", type=float, metavar="X", help="Points, e.g. 0.5."),
-    _option("Data", "--data", metavar="SOURCE", help="Image folders, FILE.npz or FILE.py:FACTORY."),
-    _option("Data", "--mean", metavar="X,Y,Z", help="Subtracted, one a channel."),
-    _option("Data", "--std", metavar="X,Y,Z", help="Divided by, one a channel."),
+    _option(
+        "Data",
+        "--data",
+        **FILE,
+        metavar="SOURCE",
+        help=DATA_HELP,
+    ),
+    _option("Data", "--mean", **RARE, metavar="X,Y,Z", help="Subtracted, one a channel."),
+    _option("Data", "--std", **RARE, metavar="X,Y,Z", help="Divided by, one a channel."),
     _option("Data", "--batch-size", **RARE, type=int, metavar="N", help="Default: 128."),
     _option(
         "Data", "--workers", **RARE, type=int, metavar="N", help="Decoding threads. Default: 2."
     ),
     _option("Data", "--augment", **RARE, type=AUGMENT, metavar="HOW", help=AUGMENT_HELP),
-    _option("Data", "--task", **RARE, metavar="FILE.py:FACTORY", help="Own loss and metric."),
+    _option("Data", "--task", **FILE, **RARE, metavar="FILE.py:MAKE", help="Own loss and metric."),
     _option("Recovery", "--epochs", type=int, metavar="N", help=f"In all. {EPOCHS_DEFAULT}"),
     _option("Recovery", "--recipe", **RARE, type=RECIPE, metavar="NAME", help=RECIPE_HELP),
     _option("Recovery", "--lr", **RARE, type=float, metavar="X", help="Peak learning rate."),
@@ -173,14 +184,21 @@ OPTIONS = (
         metavar="N",
         help=f"Default: the model's, or {DEFAULT_OPSET}.",
     ),
-    _option("Run", "--out", metavar="DIR", help="Default: MODEL-compressed."),
+    _option("Run", "--out", **FILE, metavar="DIR", help="Default: MODEL-compressed."),
     _option("Run", "--resume", is_flag=True, help="Go on after the last finished stage."),
-    _option("Run", "--device", **RARE, metavar="NAME", help="auto, cpu, mps, cuda or cuda:N."),
+    _option(
+        "Run",
+        "--device",
+        **RARE,
+        metavar="NAME",
+        help="auto, cpu, mps, cuda or cuda:N.",
+        shell_complete=lambda _ctx, _param, begun: [d for d in DEVICES if d.startswith(begun)],
+    ),
     _option("Run", "--logger", **RARE, type=LOGGER, metavar="NAME", help=LOGGER_HELP),
     _option("Run", "--config", metavar="FILE.toml", help="These options, by name.", **CONFIG_FILE),
     _option("Run", "--dry-run", is_flag=True, help="Plan, and write nothing."),
     _option("Run", "-v", "--verbose", is_flag=True, help="Details, and tracebacks of errors."),
-    _option("Run", "-q", "--quiet", is_flag=True, help="Only warnings and the result."),
+    _option("Run", "-q", "--quiet", **RARE, is_flag=True, help="Only warnings and the result."),
     _option("Run", "--json", is_flag=True, help="The report alone on standard output."),
     _option("Run", "--help-all", help="Every option, also the rarer ones.", **HELP_ALL),
 )
@@ -195,6 +213,7 @@ def _with_options(command: Any) -> Any:
 @click.command(
     "prune",
     cls=SectionedCommand,
+    hidden=True,  # its name may be left out
     help="Make a trained vision model a smaller, faster ONNX file that is proven right.",
 )
 @click.argument("model", required=False, type=click.Path())
@@ -257,14 +276,14 @@ Example:
 
 @click.command("inspect", help=INSPECT_HELP)
 @click.argument("model", type=click.Path())
-@click.option("--arch", metavar="WHERE:NAME", help="Builds the network of a state dict.")
+@click.option("--arch", **FILE, metavar="WHERE:NAME", help=ARCH_HELP)
 @click.option("--input-size", multiple=True, metavar="SHAPE", help=INPUTS_HELP)
 @click.option("--trust-pickle", is_flag=True, help="Let a pickled model run its code.")
 @click.option("--target-flops", metavar="KEEP", default="0.5", help="Of the equal cut shown.")
 @click.option("--channel-multiple", metavar="auto|N", default="auto", help="Of the widths.")
 @click.option("--freeze", multiple=True, metavar="PATTERN", help=FREEZE_HELP)
 @click.option("--prune-norms", is_flag=True, help=NORMS_HELP)
-@click.option("--data", metavar="SOURCE", help="Adds scores, and what cuts cost alone.")
+@click.option("--data", **FILE, metavar="SOURCE", help="Adds scores, and what cuts cost alone.")
 @click.option("--mean", metavar="X,Y,Z", help="Subtracted, one a channel.")
 @click.option("--std", metavar="X,Y,Z", help="Divided by, one a channel.")
 @click.option("--max-eval-images", type=int, metavar="N", help="To judge cuts by. Default: 512.")

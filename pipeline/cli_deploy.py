@@ -4,19 +4,17 @@ Enters: their arguments. Leaves: a table on standard output, files where asked, 
 Heavy packages are imported when a command begins.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.atomic import require_place, write_atomic
 from pipeline.cli_errors import RunState, terminated_as_interrupted
 from pipeline.config import PROVIDERS
 from pipeline.errors import UsageError
+from pipeline.text_files import Write, is_stream, text_writer
 
-Write = Callable[[Callable[[], str]], object]
-_LOOKED_AT = 2**16  # bytes of a file that is there already
+FILE: dict[str, Any] = {"type": click.Path()}  # text; shells complete files
 
 VERIFY_HELP = """\
 Hold an ONNX file against limits, fail where one is missed: a gate for CI.
@@ -57,7 +55,12 @@ def _runtime_options(command: Any) -> Any:
             click.option("--input-size", multiple=True, metavar="SHAPE", help=INPUT_HELP),
             click.option("--seed", type=int, default=0, metavar="N", help="Of inputs and order."),
             click.option("-v", "--verbose", is_flag=True, help="Tracebacks of errors."),
-            click.option("--json", metavar="FILE", help="All figures; - for standard output."),
+            click.option(
+                "--json",
+                **FILE,
+                metavar="FILE",
+                help="All figures; - prints them.",
+            ),
         )
     ):
         command = option(command)
@@ -65,8 +68,8 @@ def _runtime_options(command: Any) -> Any:
 
 
 @click.command("verify", help=VERIFY_HELP, short_help="A gate for CI.")
-@click.argument("candidate")
-@click.option("--baseline", metavar="FILE", help="What is compared with.")
+@click.argument("candidate", **FILE)
+@click.option("--baseline", **FILE, metavar="FILE", help="What is compared with.")
 @click.option("--max-size", metavar="SIZE", help="With unit: 5MB, 4MiB.")
 @click.option("--parity-tolerance", type=float, metavar="X", help="Of outputs, against baseline's.")
 @click.option("--min-accuracy", metavar="SHARE", help="0.74 or 74%.")
@@ -80,13 +83,13 @@ def _runtime_options(command: Any) -> Any:
 @click.option(
     "--on-undecided", type=UNDECIDED, default="fail", help="What it then counts as. Default: fail."
 )
-@click.option("--data", metavar="SOURCE", help="Labelled images, as in the main job.")
+@click.option("--data", **FILE, metavar="SOURCE", help="Labelled images, as to compress.")
 @click.option("--mean", metavar="X,Y,Z", help="Default: written in the file by compress.")
 @click.option("--std", metavar="X,Y,Z", help="The same.")
 @click.option("--provider", type=PROVIDER, metavar="NAME", help=f"{', '.join(PROVIDERS)}.")
 @_runtime_options
-@click.option("--junit", metavar="FILE", help="JUnit XML for test reports.")
-@click.option("--markdown", metavar="FILE", help="A table for the CI summary.")
+@click.option("--junit", **FILE, metavar="FILE", help="JUnit XML for test reports.")
+@click.option("--markdown", **FILE, metavar="FILE", help="A table for the CI summary.")
 @click.pass_obj
 def verify(state: RunState, /, **options: Any) -> int:
     """Measure, judge, print; returns the exit code."""
@@ -115,7 +118,7 @@ def verify(state: RunState, /, **options: Any) -> int:
 
 
 @click.command("bench", help=BENCH_HELP, short_help="Latency of files that take turns.")
-@click.argument("models", nargs=-1, required=True)
+@click.argument("models", nargs=-1, required=True, **FILE)
 @click.option("--provider", type=PROVIDER, multiple=True, metavar="NAME", help="Repeatable; cpu.")
 @click.option("--max-seconds", type=float, metavar="S", help="Of measuring in all. Default: 5.")
 @_runtime_options
@@ -152,42 +155,17 @@ def _targets(options: dict[str, Any], *names: str) -> list[Write]:
         path = options[name]
         if path == "-" and name != "json":
             raise UsageError(f"--{name}: '-' is for --json alone: name a file")
-        if path in (None, "-") or _is_stream(Path(path)):
+        if path in (None, "-") or is_stream(Path(path)):
             continue
         other = taken.setdefault(Path(path).resolve(), name)
         if other != name:
             raise UsageError(f"--{other} and --{name} name the same file '{path}'")
-    return [_target(options[name], name) for name in names]
+    return [_writer(options[name], name) for name in names]
 
 
-def _target(path: str | None, option: str) -> Write:
+def _writer(path: str | None, option: str) -> Write:
     if path is None:
         return lambda _text: None
     if path == "-":
         return lambda text: click.echo(text(), nl=False)
-
-    if _is_stream(Path(path)):
-
-        def append(text: Callable[[], str]) -> None:
-            with Path(path).open("a", encoding="utf-8") as stream:
-                stream.write(text())
-
-        return append
-    target = Path(path).resolve()  # through a link, which stays
-    require_place(target if Path(path).is_symlink() else Path(path), f"--{option}")
-    if target.is_file() and _is_binary(target):
-        raise UsageError(f"--{option}: '{path}' is there and is no text: name another file")
-    return lambda text: write_atomic(target, lambda to: to.write_text(text(), encoding="utf-8"))
-
-
-def _is_stream(path: Path) -> bool:
-    """Whether it is a device or a pipe, also named as /dev/stdout is: written to, not replaced."""
-    if path.exists() and not (path.is_file() or path.is_dir()):
-        return True
-    return path.absolute().parts[:2] in (("/", "dev"), ("/", "proc")) and path.exists()
-
-
-def _is_binary(path: Path) -> bool:
-    """Whether it is a model, weights or data, which no report may take the place of."""
-    with path.open("rb") as file:
-        return b"\0" in file.read(_LOOKED_AT)
+    return text_writer(Path(path), f"--{option}")

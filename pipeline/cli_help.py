@@ -9,15 +9,14 @@ import click
 
 EXAMPLE = """\
 Example:
-  compress --target-flops 0.6 model.pt
-      keeps at most 60 % of the MACs and writes model-compressed/model.onnx
+  compress --target-flops 0.6 model.pt        keeps at most 60 % of the MACs
   compress --target-flops 0.6 --data photos/ --max-accuracy-drop 0.5 model.pt
       recovers accuracy on photos/train; fails if more than 0.5 points are lost
 """
 
 EXIT_CODES = """\
 Also: compress inspect (what can be pruned), verify (a gate for CI), bench
-  (latency), report (pages of runs), init (a settings file). Each has --help.
+  (latency), report (pages of runs), init (settings), completion (of shells).
 Exit codes: 0 all met, 1 diverged, 2 usage, 10 FLOPs, params or size, 11 surgery
   or parity, 12 accuracy, 13 latency, 14 provider, 130 interrupted: --resume.
 """

@@ -3,6 +3,7 @@
 Enters: their arguments. Leaves: a configuration file, or a shell script on standard output.
 """
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ _NO_FILE = "compress.toml"
 
 @click.command("init", help=INIT_HELP, short_help="A configuration file to start from.")
 @click.argument("model", required=False, type=click.Path())
-@click.option("--arch", metavar="WHERE:NAME", help="Builds the network of a state dict.")
+@click.option("--arch", type=click.Path(), metavar="WHERE:NAME", help="Of a state dict.")
 @click.option("--input-size", metavar="C,H,W", help="Where the model does not say it.")
 @click.option("--trust-pickle", is_flag=True, help="Let a pickled model run its code.")
 @click.option(
@@ -52,21 +53,25 @@ def init(ctx: click.Context, /, **options: Any) -> int:
     state.verbose = bool(options["verbose"])
     output: Path = options["output"]
 
-    from pipeline.atomic import require_place, write_atomic
     from pipeline.errors import UsageError
     from pipeline.starter import known_of, nothing_known, starter
+    from pipeline.text_files import is_stream, text_writer
 
     of_model = ("arch", "input_size", "trust_pickle")
     if options["model"] is None and any(options[name] for name in of_model):
         raise UsageError("--arch, --input-size and --trust-pickle are of a model: give MODEL")
-    require_place(output, "--output")
-    if output.exists() and not options["force"]:
+    write = text_writer(output, "--output")
+    there = (output.exists() or output.is_symlink()) and not is_stream(output)
+    if there and not options["force"]:
         raise UsageError(f"'{output}' is there already: --force overwrites it")
     known = nothing_known() if options["model"] is None else known_of(options)
     text = starter(_described(ctx), known, output)
-    write_atomic(output, lambda to: to.write_text(text, encoding="utf-8"))
-    first = "" if options["model"] is None or "input_size" in known.values else "set input-size, "
-    click.echo(f"wrote {output}: {first}look it over, then: compress --config {output} --dry-run")
+    write(lambda: text)
+    unset = [] if options["model"] is not None else ["model"]
+    unset += [] if "input_size" in known.values or unset else ["input-size"]
+    first = f"set {unset[0]}, " if unset else ""
+    command = shlex.join(["compress", "--config", str(output), "--dry-run"])
+    click.echo(f"wrote {output}: {first}look it over, then: {command}", err=is_stream(output))
     return 0
 
 

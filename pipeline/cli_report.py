@@ -39,16 +39,16 @@ def report(state: RunState, /, runs: tuple[Path, ...], output: Path | None, verb
     """Read, render, write."""
     state.verbose = verbose
 
-    from pipeline.atomic import require_place, write_atomic
     from pipeline.console import RunConsole
     from pipeline.report.compare import compare, comparison_html, comparison_table
     from pipeline.report.html import render_html
     from pipeline.report.stored import read_report, report_file
+    from pipeline.text_files import text_writer
 
     several = len(runs) > 1
     reports = [read_report(run) for run in runs]
     target = output or (COMPARISON if several else report_file(runs[0]).with_name("report.html"))
-    require_place(target, "--output")
+    write = text_writer(target, "--output")
     _require_page(target)
     console = RunConsole()
     if several:
@@ -57,17 +57,18 @@ def report(state: RunState, /, runs: tuple[Path, ...], output: Path | None, verb
         page = comparison_html(comparison)
     else:
         page = render_html(reports[0])
-    write_atomic(target, lambda to: to.write_text(page, encoding="utf-8"))
+    write(lambda: page)
     console.say(f"wrote {target}")
     return 0
 
 
 def _require_page(target: Path) -> None:
-    """Nothing but a page is overwritten: a run's figures and its model have other endings."""
+    """A page has a page's ending, or it would take the place of a run's figures or its model."""
     from pipeline.errors import UsageError
+    from pipeline.text_files import is_stream
 
-    if target.exists() and target.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--output: '{target}' is there and is no page: name an .html file")
+    if target.suffix.lower() not in (".html", ".htm") and not is_stream(target):
+        raise UsageError(f"--output: '{target}' is no name of a page: name an .html file")
 
 
 def _names(runs: tuple[Path, ...]) -> list[str]:

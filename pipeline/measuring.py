@@ -5,6 +5,7 @@ keywords of `Measurements`. Refused: a provider that did not run the graph.
 """
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,7 @@ class Measuring:
 
     def _environment(self) -> dict[str, Any]:
         config = self._config
-        inputs = {"model": config.model.path}
+        inputs = {"model": config.model.path, "result": self._file}
         data = _readable(config.data.source)
         if data is not None:
             inputs["data"] = data
@@ -185,6 +186,7 @@ class Measuring:
             told = config.settings.described().items()
             found["settings"] = {key: showable(value) for key, value in told}
         return found | {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "nodes_on_other_providers": self._after.nodes_elsewhere,
             "model": showable(config.model.path.name),
             "input_size": list(self._baseline.loaded.input_size),

@@ -32,6 +32,7 @@ from pipeline.forecast import forecast
 from pipeline.goal import Goal, set_goal
 from pipeline.loggers import require_logger
 from pipeline.measuring import Measuring, Outcome
+from pipeline.normalisation import METADATA_KEY
 from pipeline.precision import add_ort, convert
 from pipeline.ranks import Ranks
 from pipeline.recovery import prepare, trainer_on
@@ -216,7 +217,7 @@ def _write_artefacts(
     loaded = baseline.loaded
     preprocessing = {} if baseline.data is None else dict(baseline.data.preprocessing)
     metadata = {
-        "gbn_compress": json.dumps(
+        METADATA_KEY: json.dumps(
             {
                 "flops_kept": config.target.flops.fraction(baseline.cost.num_macs)
                 if config.target.flops

@@ -5,6 +5,7 @@ text, in which every option has a line, those without a value as a comment.
 """
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.config import DEFAULT_OPSET
 from pipeline.config_file import DEFAULT_EPOCHS, OPTION_KINDS
 
 _HEAD = """\
-# Settings of a run: compress --config {file}
+# Settings of a run: {command}
 # Each option of the command line has its name here, and the command line wins. Options in comments
 # have no effect; they show the default, or an example, and then say so. Paths are seen from the
 # folder in which compress runs, not from this file.
@@ -89,7 +90,15 @@ class Known:
 
 def starter(options: Sequence[Described], known: Known, file: Path) -> str:
     """The file's text."""
-    return "\n".join([_HEAD.format(file=file), *_lines(options, known)]) + "\n"
+    return (
+        "\n".join(
+            [
+                _HEAD.format(command=shlex.join(["compress", "--config", str(file)])),
+                *_lines(options, known),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _lines(options: Sequence[Described], known: Known) -> Iterator[str]:

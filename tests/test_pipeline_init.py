@@ -101,6 +101,31 @@ def test_a_model_that_does_not_say_its_size_leaves_that_to_the_user(
     assert tomllib.loads((here / "compress.toml").read_text())["input-size"] == [1, 8, 8]
 
 
+def test_a_model_is_never_overwritten_nor_a_link_nor_a_device_replaced(here: Path) -> None:
+    model = here / "model.pt"
+    model.write_bytes(b"PK\x03\x04\0weights")
+    result = run("init", "--output", model, "--force")
+    assert (result.exit_code, model.read_bytes()) == (2, b"PK\x03\x04\0weights")
+    assert "is there and is no text" in result.stderr
+    (here / "real.toml").write_text("")
+    (here / "link.toml").symlink_to("real.toml")
+    assert run("init", "--output", here / "link.toml").exit_code == 2
+    assert run("init", "--output", here / "link.toml", "--force").exit_code == 0
+    assert (here / "link.toml").is_symlink()
+    assert "target-flops" in (here / "real.toml").read_text()
+    result = run("init", "--output", "/dev/stdout")
+    assert result.exit_code == 0
+    assert Path("/dev/stdout").exists()
+
+
+def test_the_next_command_can_be_pasted_and_names_what_is_to_be_set(here: Path) -> None:
+    (here / "a dir").mkdir()
+    result = run("init", "--output", "a dir/ü.toml")
+    assert "set model, look it over, then: compress --config 'a dir/ü.toml' --dry" in result.stdout
+    text = (here / "a dir/ü.toml").read_text()
+    assert text.startswith("# Settings of a run: compress --config 'a dir/ü.toml'\n")
+
+
 def test_a_file_that_is_there_is_kept_unless_forced(here: Path) -> None:
     (here / "compress.toml").write_text("mine")
     refused = run("init")
@@ -166,6 +191,15 @@ def test_phases_cost_less_once_channels_are_gone() -> None:
 
 
 def complete(words: str, place: int) -> list[str]:
+    return [value for _, value in completions(words, place)]
+
+
+def complete_kinds(words: str, place: int) -> list[str]:
+    return [kind for kind, _ in completions(words, place)]
+
+
+def completions(words: str, place: int) -> list[tuple[str, str]]:
+    """(kind, value) of each, as the shell's script gets them."""
     result = CliRunner().invoke(
         main,
         [],
@@ -176,11 +210,31 @@ def complete(words: str, place: int) -> list[str]:
             "_COMPRESS_COMPLETE": "bash_complete",
         },
     )
-    return [line.partition(",")[2] for line in result.stdout.splitlines()]
+    found = [line.partition(",") for line in result.stdout.splitlines()]
+    return [(kind, value) for kind, _, value in found]
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        ("compress mo", 1),
+        ("compress verify mo", 2),
+        ("compress verify a.onnx --baseline b", 4),
+        ("compress --data di", 2),
+        ("compress --arch a", 2),
+        ("compress --out a", 2),
+        ("compress bench a.onnx b", 3),
+    ],
+)
+def test_completion_leaves_files_to_the_shell(words: str, place: int) -> None:
+    kinds = complete_kinds(words, place)
+    assert "file" in kinds
 
 
 def test_completion_knows_commands_options_and_values() -> None:
     assert {"--target-flops", "--target-params"} <= set(complete("compress --tar", 1))
+    assert complete("compress --device c", 2) == ["cpu", "cuda", "cuda:0"]
+    assert "prune" not in complete("compress ", 1)
     assert set(complete("compress in", 1)) >= {"init", "inspect"}
     assert complete("compress model.pt --provider t", 3) == ["tensorrt"]
     assert complete("compress inspect --fr", 2) == ["--freeze"]
@@ -230,12 +284,15 @@ def test_a_missing_logger_is_named_with_the_command_that_installs_it(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["inspect", "verify", "bench", "report", "init", "completion"])
+@pytest.mark.parametrize(
+    "command", ["", "inspect", "verify", "bench", "report", "init", "completion"]
+)
 def test_the_help_of_each_command_fits_a_screen_and_leads_with_an_example(command: str) -> None:
-    lines = run(command, "--help").stdout.splitlines()
-    assert len(lines) <= 45
+    lines = run(*command.split(), "--help").stdout.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
     example = next(n for n, line in enumerate(lines) if "Example" in line)
-    assert example < next(n for n, line in enumerate(lines) if line.startswith("Options"))
+    assert example < next(n for n, line in enumerate(lines) if re.match("Options|Model", line))
 
 
 @pytest.mark.usefixtures("here")

@@ -92,6 +92,21 @@ def test_lower_is_better_turns_the_front_around() -> None:
     assert [entry.name for entry in compare(runs).front] == ["better"]
 
 
+def test_the_same_files_timed_in_another_process_do_not_beat_each_other() -> None:
+    """Narrow intervals, 1.4 % apart: by where the memory of each process lies."""
+    base = measured()
+    assert base.latency is not None
+
+    def report(speedup: float) -> Any:
+        narrow = (speedup - 0.001, speedup + 0.001)
+        found = replace(base.latency, speedup_median=speedup, speedup_ci95=narrow)
+        return build_report(replace(base, latency=found))
+
+    runs = [("a", report(1.161)), ("b", report(1.175)), ("c", report(1.25))]
+    assert [entry.name for entry in compare(runs).front] == ["c"]
+    assert [entry.name for entry in compare(runs[:2]).front] == ["b", "a"]
+
+
 def left_out(*runs: Any) -> list[str | None]:
     """For each run after a sound first one."""
     return [e.left_out for e in compare([("0", build_report(measured())), *runs]).entries[1:]]

@@ -8,11 +8,9 @@ files that are no ONNX, a baseline with other inputs, data that does not fit. to
 only where there is data: a gate without any starts in a fraction of the time.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ from pipeline.deploy.config import VerifyConfig
 from pipeline.deploy.latency_checks import latency_checks
 from pipeline.deploy.sessions import Runner, batches_of, require_same_inputs
 from pipeline.errors import UsageError
+from pipeline.normalisation import written_normalisation
 from pipeline.report.environment import environment
 
 if TYPE_CHECKING:
@@ -279,33 +278,14 @@ def _common_normalisation(
     config: VerifyConfig, candidate: Session, baseline: Session | None
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
     """What one file says, or both alike: the same images go into both."""
-    ours = _written_normalisation(candidate, config.candidate)
+    ours = written_normalisation(candidate.metadata, config.candidate)
     if baseline is None or config.baseline is None:
-        return ours
-    theirs = _written_normalisation(baseline, config.baseline)
-    if None not in (*ours, *theirs) and ours != theirs:
+        return ours or (None, None)
+    theirs = written_normalisation(baseline.metadata, config.baseline)
+    if ours is not None and theirs is not None and ours != theirs:
         said = (f"mean {mean}, std {std}" for mean, std in (ours, theirs))
         raise UsageError(
             f"the candidate's metadata says {next(said)}, the baseline's {next(said)}: the same "
             "images cannot be right for both; give --mean and --std if they are"
         )
-    return theirs if ours[0] is None else ours
-
-
-def _written_normalisation(
-    session: Session, path: Path
-) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Mean and std that the main job has written into the file, if it has."""
-    text = session.metadata.get("gbn_compress")
-    if text is None:
-        return None, None
-    try:
-        written = json.loads(text).get("preprocessing", {})
-        mean, std = written.get("mean"), written.get("std")
-        if mean is None or std is None:
-            return None, None
-        return tuple(float(v) for v in mean), tuple(float(v) for v in std)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"'{path}': its metadata 'gbn_compress' cannot be read: give --mean and --std"
-        ) from error
+    return ours or theirs or (None, None)

@@ -26,6 +26,7 @@ from pipeline.importers.preprocessing import InputConfig, input_config
 from pipeline.importers.safe_load import load_checkpoint
 from pipeline.importers.source import LoadedModel, ModelSource
 from pipeline.importers.state_dicts import Weights, arch_hint, fill, unwrap
+from pipeline.normalisation import written_normalisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +66,21 @@ def model_facts(source: ModelSource) -> InputConfig:
     kind = detect_kind(source.path)
     with import_path(*_code_folders(source)):
         found = _find(source, kind)
-    config = input_config(found.module, source.arch)
+    config = _stated(found, source)
     if found.input_size is None:
         return config
     return replace(config, input_size=found.input_size, origin="file's own interface")
+
+
+def _stated(found: _Found, source: ModelSource) -> InputConfig:
+    """What the network's configuration says of its inputs, or the file that `compress` wrote."""
+    config = input_config(found.module, source.arch)
+    if found.interface is None or config.mean is not None:
+        return config
+    written = written_normalisation(found.interface.metadata, source.path)
+    if written is None:
+        return config
+    return replace(config, mean=written[0], std=written[1], origin="file's metadata")
 
 
 def load_model(source: ModelSource) -> LoadedModel:
@@ -80,7 +92,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     with import_path(*_code_folders(source)):
         found = _find(source, kind)
         notes = [*found.notes, *_convert(found.module, source.path)]
-        config = input_config(found.module, source.arch)
+        config = _stated(found, source)
         input_size = found.input_size or _input_size(source, config, found.interface)
         output = check_forward(found.module, input_size)
     mean, std, origin = config.mean, config.std, config.origin

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from pipeline.report import format as fmt
 from pipeline.report import svg
 from pipeline.report.build import Report
+from pipeline.report.comparable import SAME_FILE_SPREAD
 
 _KINDS = {
     "given": ("D", "as given"),
@@ -20,6 +21,10 @@ _KINDS = {
     "tock": ("o", "after a tock: recovered"),
     "finetune": ("s", "after fine-tuning"),
 }
+_BESIDE = (
+    "The interval is of this process: in another, the same two files may differ by "
+    f"{100 * SAME_FILE_SPREAD:g} %."
+)
 _QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 _BAR_INCHES = 0.32
 _LABEL = 32
@@ -29,7 +34,10 @@ _MOST_BARS = 150
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """name: [a-z]+, unique in a page. svg: the element. head, rows: the figures in it as text."""
+    """name: [a-z]+, unique in a page. svg: the element. head, rows: the figures in it as text.
+
+    texts: columns that hold words, beside the first.
+    """
 
     name: str
     title: str
@@ -37,6 +45,7 @@ class Chart:
     svg: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    texts: tuple[int, ...] = ()
 
 
 def charts(report: Report) -> list[Chart]:
@@ -211,6 +220,7 @@ def layer_times_chart(report: Report) -> Chart | None:
         svg=_bars("layertimes", title, told, shown, ("before_ms", "after_ms"), "ms"),
         head=("Layer", "Before, ms", "After, ms", "Why so little"),
         rows=rows,
+        texts=(3,),
     )
 
 
@@ -273,7 +283,7 @@ def short(name: str) -> str:
 def times_chart(report: Report) -> Chart | None:
     """Both distributions of times, and the interval of the ratio of their medians."""
     latency = report.latency
-    if latency is None or not latency["before"].get("quantiles_ms"):
+    if latency is None or not all(latency[w].get("quantiles_ms") for w in ("before", "after")):
         return None
     before, after = (latency[when]["quantiles_ms"] for when in ("before", "after"))
     low, high = latency["speedup"]["ci95"]
@@ -304,7 +314,7 @@ def times_chart(report: Report) -> Chart | None:
     return Chart(
         name="times",
         title=title,
-        caption=f"{fmt.timed_on(latency)}, {latency['before']['n']} rounds. {told}",
+        caption=f"{fmt.timed_on(latency)}, {latency['before']['n']} rounds. {told} {_BESIDE}",
         svg=svg.drawn("times", title, told, draw, height=4.2, rows=(4, 1)),
         head=("% of runs", "Before, at most ms", "After, at most ms"),
         rows=tuple((str(q), f"{before[q]:.4g}", f"{after[q]:.4g}") for q in _QUANTILES),

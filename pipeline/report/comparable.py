@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pipeline.report import format as fmt
 from pipeline.report.build import MISSED, Report
 
+SAME_FILE_SPREAD = 0.02
+"""How far a speed-up of the same two files is off in another process, by where their memory lies;
+no interval from within one process knows of it."""
 _SOUND = ("surgery", "parity", "provider")
 _UNSOUND_CODES = (11, 14)  # a proof or the provider missed, or not there
 

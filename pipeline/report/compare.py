@@ -14,7 +14,14 @@ from rich.text import Text
 
 from pipeline.report import format as fmt
 from pipeline.report.build import Report
-from pipeline.report.comparable import Quality, left_out, measured_first, original, timed_on
+from pipeline.report.comparable import (
+    SAME_FILE_SPREAD,
+    Quality,
+    left_out,
+    measured_first,
+    original,
+    timed_on,
+)
 from pipeline.report.words import outcome
 
 
@@ -117,7 +124,8 @@ def _times(report: Report, clock: float | None) -> tuple[float, float, float]:
         own = latency["after"]["p50_ms"]
         return own, own, own
     low, high = latency["speedup"]["ci95"]
-    return clock / high, clock / latency["speedup"]["median"], clock / low
+    fastest, slowest = high * (1 + SAME_FILE_SPREAD), low * (1 - SAME_FILE_SPREAD)
+    return clock / fastest, clock / latency["speedup"]["median"], clock / slowest
 
 
 def _beats(one: Report, other: Report, clock: float | None) -> bool:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 
 from pipeline.report import svg
 from pipeline.report.charts import Chart, short
+from pipeline.report.comparable import SAME_FILE_SPREAD
 from pipeline.report.compare import Comparison, Entry
 
 
@@ -22,14 +23,15 @@ def front_chart(comparison: Comparison) -> Chart | None:
     if comparison.scaled:
         told += (
             " All runs made one original faster: times are that of the first run's original over "
-            "each run's speed-up, and count as equal where the intervals overlap."
+            "each run's speed-up, and count as equal where the intervals, widened by the "
+            f"{100 * SAME_FILE_SPREAD:g} % that two processes differ by, overlap."
         )
     return Chart(
         name="front",
         title=title,
         caption=f"{comparison.metric}, {comparison.timed_on}. {told}",
         svg=svg.drawn("front", title, told, _draw(comparison), height=3.8, rows=(1,)),
-        head=("Run", "p50, ms", comparison.metric or ""),
+        head=("Run", _time_label(comparison), comparison.metric or ""),
         rows=tuple(
             (e.name, f"{e.charted_ms:.4g}", e.quality.text if e.quality else "") for e in entries
         ),
@@ -52,7 +54,7 @@ def _draw(comparison: Comparison) -> svg.Draw:
         for place, names in _labels(entries).items():
             ax.annotate(names, place, xytext=(5, 5), textcoords="offset points")
         ax.margins(0.15)
-        ax.set_xlabel("p50 latency, ms")
+        ax.set_xlabel(_time_label(comparison))
         unit = ", %" if all(e.quality and e.quality.in_points for e in entries) else ""
         ax.set_ylabel(f"{comparison.metric}{unit}")
         if unit:
@@ -60,6 +62,10 @@ def _draw(comparison: Comparison) -> svg.Draw:
         ax.legend(loc="best")
 
     return draw
+
+
+def _time_label(comparison: Comparison) -> str:
+    return "p50, ms, by the first run's clock" if comparison.scaled else "p50, ms"
 
 
 def _place(entry: Entry) -> tuple[float, float]:

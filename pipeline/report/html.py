@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from pipeline.report import format as fmt
 from pipeline.report.build import Report
-from pipeline.report.words import findings, outcome
+from pipeline.report.words import findings, gist, outcome
 
 _FOLDER = "templates"
 
@@ -29,6 +29,7 @@ def render_html(report: Report) -> str:
         report=report,
         state=state,
         outcome=line,
+        gist=gist(report),
         findings=findings(report),
         rows=fmt.rows(report),
         charts=charts(report),

@@ -69,18 +69,25 @@ def outcome(report: Report) -> tuple[str, str]:
     return "unjudged", f"{line} {_unjudged(report)}"
 
 
+def gist(report: Report) -> str:
+    """How much smaller, faster and worse, in a line; what was not measured is left out."""
+    parts = []
+    if report.size_bytes is not None:
+        kept = fmt.percent(report.size_bytes["after"] / report.size_bytes["before"])
+        parts.append(f"{kept} of the size")
+    if report.flops is not None:
+        parts.append(f"{fmt.percent(report.flops['kept'])} of the FLOPs")
+    if report.latency is not None:
+        parts.append(f"{report.latency['speedup']['median']:.2f} times as fast")
+    if report.accuracy is not None:
+        parts.append(f"{report.accuracy['metric']} {_change(report.accuracy)}")
+    elif report.fidelity is not None and report.fidelity["value"] is not None:
+        parts.append(f"{fmt.fidelity(report.fidelity)} on made-up images")
+    return ", ".join(parts)
+
+
 def _unjudged(report: Report) -> str:
-    """What is known of the file's quality, which no limit was set for."""
-    accuracy, fidelity = report.accuracy, report.fidelity
-    speed = ""
-    if report.latency is not None and report.verdict.get("latency") != MET:
-        speed = f", and it is {report.latency['speedup']['median']:.2f} times as fast"
-    if accuracy is not None:
-        return f"No limit was set for accuracy: {_change(accuracy)}{speed}."
-    if fidelity is not None and fidelity["value"] is not None:
-        found = fmt.fidelity(fidelity)
-        return f"Accuracy is unknown: {found} on made-up images{speed}."
-    return f"Accuracy is unknown{speed}."
+    return "No limit was set for accuracy." if report.accuracy else "Accuracy is unknown."
 
 
 def _finding(check: str, verdict: str, report: Report) -> Finding:
@@ -155,7 +162,16 @@ def _accuracy(report: Report) -> str:
     text = f"{100 * after:.2f} % {accuracy['metric']} {on}, {_change(accuracy)}."
     limit = report.target.get("max_accuracy_drop_points")
     points = "point" if limit == 1 else "points"
+    text = f"{text} {_known_to(after, accuracy['samples'])}"
     return text if limit is None else f"{text} A loss of {limit:g} {points} is allowed."
+
+
+def _known_to(share: float, samples: int) -> str:
+    """Half of the 95 % interval of a share of so many samples (Agresti and Coull 1998)."""
+    wide = samples + 4
+    near = (share * samples + 2) / wide
+    half = 2 * math.sqrt(near * (1 - near) / wide)
+    return f"By their number, each share is known to {100 * half:.1f} points."
 
 
 def _change(accuracy: dict[str, Any]) -> str:
