@@ -231,7 +231,7 @@ def prune(ctx: click.Context, /, **options: Any) -> int:
 
     from pipeline.console import RunConsole
     from pipeline.ranks import is_first
-    from pipeline.report import summary_table
+    from pipeline.report import Report, summary_table
     from pipeline.run import run_compress
 
     console = RunConsole(verbosity=config.verbosity, json=config.json)
@@ -239,11 +239,11 @@ def prune(ctx: click.Context, /, **options: Any) -> int:
         console.say(f"asked: {config.target.asked()}")
     with terminated_as_interrupted(), _standard_output_kept(config.json):
         done = run_compress(config, console)
-    if done is None:
-        return 0
-    if config.json:
+    if config.json and done is not None:
         click.echo(done.to_json())
-    else:
+    if not isinstance(done, Report):
+        return 0
+    if not config.json:
         console.result(summary_table(done))
         page = "report.html" if (config.out / "report.html").is_file() else "report.json"
         console.say(f"the file: {config.out / 'model.onnx'}; all figures: {page} beside it")

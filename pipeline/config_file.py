@@ -132,6 +132,8 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], SettingsFile]:
 
 def _checked_value(path: Path, key: str, value: object) -> object:
     kind = OPTION_KINDS.get(key.replace("-", "_"))
+    if kind is None and isinstance(value, dict):
+        raise UsageError(f"--config: '{path}' has a table [{key}]: options stand without tables")
     if kind is None:
         names = [name.replace("_", "-") for name in OPTION_KINDS]
         near = difflib.get_close_matches(key.replace("_", "-"), names, n=1)
@@ -155,6 +157,9 @@ def build_config(options: Mapping[str, Any], settings: SettingsFile | None = Non
     UsageError, naming the option, for text that cannot be read or a value out of range.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    for name in given:
+        if given[name] == "":
+            raise UsageError(f"--{name.replace('_', '-')} is empty: leave it out, or give a value")
     unknown = sorted(given.keys() - OPTION_KINDS.keys())
     assert not unknown, f"options without a kind: {unknown}"
     if "model" not in given:

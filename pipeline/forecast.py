@@ -6,9 +6,10 @@ of a refit; all else is arithmetic, so the time is an estimate.
 """
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from time import perf_counter
 
@@ -70,6 +71,11 @@ class Forecast:
         """Of scoring, refits, training and making images; proofs, export, verifying come on top."""
         made = self.images[1] if self.images else 0.0
         return made + sum(planned.seconds for planned in self.phases)
+
+    def to_json(self) -> str:
+        """Strict JSON, ending in a line break: {dry_run: {phases, batch_size, images, seconds}}."""
+        content = asdict(self) | {"seconds": self.seconds}
+        return json.dumps({"dry_run": content}, indent=2) + "\n"
 
     def lines(self) -> Iterator[str]:
         """For the console."""

@@ -28,7 +28,7 @@ from pipeline.data_free import MadeData
 from pipeline.errors import UsageError, one_line
 from pipeline.exporting import export_request
 from pipeline.folded_norms import fold_norms, without_norms
-from pipeline.forecast import forecast
+from pipeline.forecast import Forecast, forecast
 from pipeline.goal import Goal, set_goal
 from pipeline.loggers import require_logger
 from pipeline.measuring import Measuring, Outcome
@@ -45,8 +45,8 @@ from pipeline.widths import layer_widths
 _PROOF_IMAGES = 2
 
 
-def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
-    """Do the whole job; None for a dry run, which writes nothing.
+def run_compress(config: RunConfig, console: RunConsole) -> Report | Forecast | None:
+    """Do the whole job; a dry run only leaves a forecast. None where another process leads.
 
     Raises CompressError, GbnError and ExportError with one line for the user.
     """
@@ -62,9 +62,9 @@ def run_compress(config: RunConfig, console: RunConsole) -> Report | None:
         baseline = measure_baseline(config, console, Path(scratch))
         goal = set_goal(config, baseline, console)
         if config.dry_run:
-            _say_plan(config, baseline, goal, console)
+            found = _say_plan(config, baseline, goal, console)
             ranks.leave()
-            return None
+            return found
         with run:
             run.create()
             run.write("stages/baseline.onnx", lambda to: shutil.copyfile(baseline.onnx, to))
@@ -107,14 +107,16 @@ def _follow(config: RunConfig, ranks: Ranks) -> None:
     ranks.leave()
 
 
-def _say_plan(config: RunConfig, baseline: Baseline, goal: Goal, console: RunConsole) -> None:
+def _say_plan(config: RunConfig, baseline: Baseline, goal: Goal, console: RunConsole) -> Forecast:
     for group in baseline.groups.groups:
         state = f"frozen: {group.reason}" if group.frozen else "prunable"
         console.say(f"{group.name}: {group.size} channels in {len(group.layers)} layers, {state}")
     console.stage("plan")
-    for line in forecast(config, baseline, goal).lines():
+    found = forecast(config, baseline, goal)
+    for line in found.lines():
         console.say(line)
     console.say(f"would write {config.out}; nothing was written")
+    return found
 
 
 def _compress(

@@ -84,8 +84,8 @@ def _check_existing(out: Path, fingerprint: str, resume: bool) -> None:
         return
     if _marker_fingerprint(marker) != fingerprint:
         raise UsageError(
-            f"--out: '{out}' holds a run with another model or other settings: repeat its settings"
-            " to resume it, or choose another --out"
+            f"--out: '{out}' holds a run with another model, other settings or data in another"
+            " place: repeat its settings to resume it, or choose another --out"
         )
     if not resume:
         raise UsageError(

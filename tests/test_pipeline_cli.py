@@ -207,6 +207,8 @@ def test_the_file_knows_the_same_options_as_the_command_line() -> None:
     [
         (("--target-flop", "0.6", "model.pt"), "--target-flops"),
         (("--target-flops", "60", "model.pt"), "did you mean 0.6 or 25M?"),
+        (("--target-flops", "0.6", "--data", "", "model.pt"), "--data is empty"),
+        (("--target-flops", "0.6", "--out", "", "model.pt"), "--out is empty"),
         (("--target-flops", "-1", "model.pt"), "cannot read '-1'"),
         (("--target-flops", "0.6"), "no model"),
         (("model.pt",), "no target"),

@@ -289,7 +289,7 @@ def test_a_file_takes_names_with_either_dash(tmp_path: Path) -> None:
         ("target-flop = 0.6", "unknown key 'target-flop' in '.*': did you mean 'target-flops'?"),
         ("batchsize = 1", "did you mean 'batch-size'?"),
         ("zzz = 1", "unknown key 'zzz' in '.*': keys are named as the options"),
-        ("[recovery]\nepochs = 1", "unknown key 'recovery'"),
+        ("[recovery]\nepochs = 1", r"a table \[recovery\]: options stand without tables"),
         ('epochs = "3"', r"'epochs' in '.*' is '3' \(str\): give a whole number"),
         ("epochs = true", r"'epochs' in '.*' is True \(bool\): give a whole number"),
         ("resume = 1", "give true or false"),

@@ -52,6 +52,25 @@ def test_open_sizes_must_be_stated_and_stay_open(tmp_path: Path) -> None:
     assert np.abs(found - program(x).detach().numpy()).max() <= 1e-4 * np.abs(found).max()
 
 
+def test_the_normalisation_that_compress_wrote_is_taken_from_its_file(tmp_path: Path) -> None:
+    path = write_net(tmp_path / "net.onnx")
+    proto = onnx.load(path)
+    written = {"preprocessing": {"mean": [0.5, 0.25, 0.125], "std": [1, 2, 4]}}
+    onnx.helper.set_model_props(proto, {"gbn_compress": json.dumps(written)})
+    onnx.save(proto, path)
+    loaded = load_model(ModelSource(path=path))
+    assert (loaded.mean, loaded.std) == ((0.5, 0.25, 0.125), (1.0, 2.0, 4.0))
+    assert loaded.preprocessing_origin == "file's metadata"
+    settings = tmp_path / "compress.toml"
+    told = CliRunner().invoke(main, ["init", "--output", str(settings), str(path)])
+    assert told.exit_code == 0, told.output
+    assert "mean = [0.5, 0.25, 0.125]" in settings.read_text()
+    onnx.helper.set_model_props(proto, {"gbn_compress": "{"})
+    onnx.save(proto, path)
+    with pytest.raises(UsageError, match="metadata 'gbn_compress' cannot be read"):
+        load_model(ModelSource(path=path))
+
+
 def test_sizes_that_the_network_needs_are_fixed_and_said_so(tmp_path: Path) -> None:
     weight = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
     matrix = onnx.numpy_helper.from_array(np.ones((4 * 36, 2), np.float32), "m")

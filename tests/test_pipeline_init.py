@@ -168,6 +168,32 @@ def test_a_dry_run_tells_the_plan_and_its_time_and_writes_nothing(
     assert not (tmp_path / "dry").exists()
 
 
+def test_a_dry_run_as_json_is_the_plan_alone(job: dict[str, Path], tmp_path: Path) -> None:
+    result = run(*arguments(job, tmp_path / "dry", "--dry-run", "--json"))
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)["dry_run"]
+    assert plan["batch_size"] == 64
+    assert sum(phase["batches"] for phase in plan["phases"]) == 16
+    assert plan["seconds"] == pytest.approx(sum(phase["seconds"] for phase in plan["phases"]))
+    assert not (tmp_path / "dry").exists()
+
+
+def test_a_dry_run_takes_batches_in_the_parts_that_training_does(
+    job: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def timed(_baseline: Any, images: Any, part: int | None, *, teacher: bool) -> float:
+        asked.append((len(images), part, teacher))
+        return 1.0
+
+    monkeypatch.setattr(forecast, "_step_seconds", timed)
+    for extra in ((), ("--accumulate", "4"), ("--no-distill",)):
+        assert run(*arguments(job, tmp_path / "dry", "--dry-run", *extra)).exit_code == 0
+    assert asked[1::2] == [(64, 64, True), (64, 16, True), (64, 64, False)]
+    assert asked[::2] == [(64, 16, False)] * 3  # scores are taken on 16 at a time
+
+
 @pytest.mark.usefixtures("few_images")
 def test_a_dry_run_without_data_counts_the_images_that_it_would_make(
     job: dict[str, Path], tmp_path: Path

@@ -1,11 +1,13 @@
 """The main job from the command line, on a job small enough to run to its end."""
 
+import hashlib
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,10 @@ def test_json_run_prints_the_report_alone_and_it_is_the_file(done: tuple[Path, R
     report = json.loads(result.stdout)
     assert report.keys() >= REPORT_KEYS
     assert report == json.loads((out / "report.json").read_text())
+    made = hashlib.sha256((out / "model.onnx").read_bytes()).hexdigest()
+    assert report["environment"]["hashes"]["result"] == f"sha256:{made}"
+    finished = datetime.fromisoformat(report["environment"]["finished"])
+    assert timedelta(0) <= datetime.now(UTC) - finished < timedelta(hours=2)
 
 
 def test_target_is_met_by_less_than_one_more_pair_of_channels(done: tuple[Path, Result]) -> None:

@@ -78,7 +78,7 @@ def test_a_foreign_directory_is_refused_and_left_alone(tmp_path: Path, resume: b
 @pytest.mark.parametrize("resume", [False, True])
 def test_the_directory_of_another_run_is_refused(tmp_path: Path, resume: bool) -> None:
     open_run(tmp_path, OTHER, False).close()
-    with pytest.raises(UsageError, match="another model or other settings"):
+    with pytest.raises(UsageError, match="another model, other settings or"):
         open_run(tmp_path, MINE, resume)
 
 
@@ -107,7 +107,7 @@ def test_two_runs_cannot_hold_one_directory_at_once(tmp_path: Path) -> None:
 def test_a_run_that_came_between_check_and_create_is_refused(tmp_path: Path) -> None:
     late = check_out(tmp_path / "run", MINE, False)
     open_run(tmp_path / "run", OTHER, False).close()
-    with pytest.raises(UsageError, match="another model or other settings"):
+    with pytest.raises(UsageError, match="another model, other settings or"):
         late.create()
     open_run(tmp_path / "run", OTHER, True).close()
 
