@@ -202,7 +202,9 @@ def test_milliseconds_of_layers_are_drawn_where_they_were_measured() -> None:
 def test_the_page_names_what_was_missed_first_and_what_to_do() -> None:
     page = render_html(build_report(measured(accuracy=0.9, max_accuracy_drop=1.0)))
     assert "Failed: Accuracy missed. Exit code 12." in page
-    missed = page.index("90.00 % top1 on 1,000 samples, 2.00 points less. By their number, ")
+    missed = page.index(
+        "90.00 % top1 on 1,000 samples (±1.9 points), 2.00 points less. A loss of 1 point"
+    )
     assert missed < page.index("60.0 % of the multiply-accumulates are left: 60 of 100.")
     assert "What to do: More --epochs" in page
 
@@ -266,7 +268,7 @@ def test_green_is_only_what_was_judged() -> None:
 def test_what_a_share_of_so_many_samples_tells(share: float, samples: int, half: str) -> None:
     counted = Accuracy(metric="top1", samples=samples, before=share, after=share)
     page = render_html(build_report(replace(measured(), accuracy=counted)))
-    assert f"By their number, each share is known to {half} points." in page
+    assert f"{samples:,} samples (±{half} points), as before." in page
 
 
 def test_which_way_is_better_is_said_wherever_it_is_not_the_usual_one() -> None:
@@ -283,7 +285,7 @@ def test_which_way_is_better_is_said_wherever_it_is_not_the_usual_one() -> None:
     for text in ("error (lower is better)</text>", "error (lower is better) with this group"):
         assert text in page
     assert "(lower is better)" not in render_html(build_report(base))
-    assert "90.00 % top1 on 1,000 samples, as before. By" in render_html(
+    assert "90.00 % top1 on 1,000 samples (±1.9 points), as before." in render_html(
         build_report(replace(base, accuracy=replace(base.accuracy, before=0.9)))
     )
 

@@ -159,19 +159,19 @@ def _accuracy(report: Report) -> str:
         text = f"{accuracy['metric']} {on}: {_change(accuracy)}."
         limit = report.target.get("max_metric_drop")
         return text if limit is None else f"{text} A loss of {limit:g} is allowed."
-    text = f"{100 * after:.2f} % {accuracy['metric']} {on}, {_change(accuracy)}."
+    sure = _known_to(after, accuracy["samples"])
+    text = f"{100 * after:.2f} % {accuracy['metric']} {on} (±{sure} points), {_change(accuracy)}."
     limit = report.target.get("max_accuracy_drop_points")
     points = "point" if limit == 1 else "points"
-    text = f"{text} {_known_to(after, accuracy['samples'])}"
     return text if limit is None else f"{text} A loss of {limit:g} {points} is allowed."
 
 
 def _known_to(share: float, samples: int) -> str:
-    """Half of the 95 % interval of a share of so many samples (Agresti and Coull 1998)."""
+    """Half of the 95 % interval of a share of so many samples, in points (Agresti, Coull 1998)."""
     wide = samples + 4
     near = (share * samples + 2) / wide
     half = 2 * math.sqrt(near * (1 - near) / wide)
-    return f"By their number, each share is known to {100 * half:.1f} points."
+    return f"{100 * half:.1f}"
 
 
 def _change(accuracy: dict[str, Any]) -> str:
