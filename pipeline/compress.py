@@ -167,7 +167,8 @@ class Compressor:
             now.model.cpu()
         alive = self._chosen(scores, phase.keep, now.alive)
         if (alive == now.alive).all():
-            self._console.say(f"{label}: the last cut went far enough already")
+            told = "nothing to cut yet" if alive.all() else "the last cut went far enough already"
+            self._console.say(f"{label}: {told}")
             return
         step = self.plan(alive).after(self.plan(now.alive))
         small = gbn.prune(now.model, step)

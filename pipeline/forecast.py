@@ -74,7 +74,8 @@ class Forecast:
 
     def to_json(self) -> str:
         """Strict JSON, ending in a line break: {dry_run: {phases, batch_size, images, seconds}}."""
-        content = asdict(self) | {"seconds": self.seconds}
+        images = self.images and dict(zip(("count", "seconds"), self.images, strict=True))
+        content = asdict(self) | {"images": images, "seconds": self.seconds}
         return json.dumps({"dry_run": content}, indent=2) + "\n"
 
     def lines(self) -> Iterator[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from lightning_fabric.utilities.seed import seed_everything
+from rich.text import Text
 
 import exporters
 import gbn
@@ -114,7 +115,7 @@ def _say_plan(config: RunConfig, baseline: Baseline, goal: Goal, console: RunCon
     console.stage("plan")
     found = forecast(config, baseline, goal)
     for line in found.lines():
-        console.say(line)
+        console.result(Text(line))
     console.say(f"would write {config.out}; nothing was written")
     return found
 

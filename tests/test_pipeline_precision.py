@@ -65,7 +65,8 @@ def test_int8_is_held_to_the_accuracy_asked_for(job: dict[str, Path], tmp_path: 
     assert precision["accuracy"] == pytest.approx(report["accuracy"]["after"])
     assert precision["num_layers"] == 4
     # the fp32 file behind it is proven; the 8-bit one differs visibly
-    assert report["parity"]["max_abs_diff"] <= 1e-4 < precision["max_abs_diff_from_fp32"]
+    assert report["parity"]["max_abs_diff"] <= 1e-4 < precision["relative_error_from_fp32"]
+    assert precision["relative_error_from_fp32"] < 0.2
     ops = {node.op_type for node in onnx.load(out / "model.onnx").graph.node}
     assert "QuantizeLinear" in ops
     # the cost is that of the network, whatever holds its weights

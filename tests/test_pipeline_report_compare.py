@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.report import Accuracy, Difference, Fidelity, Provider, build_report
-from pipeline.report.compare import compare
+from pipeline.report.compare import compare, comparison_html
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -125,8 +125,34 @@ def test_a_file_that_failed_its_proof_is_never_on_the_front(
 ) -> None:
     best = build_report(measured(accuracy=0.95, p50=1.0, **changes))
     assert left_out(("best", best)) == [why]
-    first = compare([("best", best), ("sound", build_report(measured()))])
-    assert [entry.name for entry in first.front] == ["sound"]
+    sound = build_report(measured())
+    first = compare([("best", best), ("sound", sound), ("same", sound)])
+    assert {entry.name for entry in first.front} == {"sound", "same"}
+
+
+def test_a_run_alone_beats_nobody_and_one_with_data_says_what_is_compared() -> None:
+    made_up = Fidelity(metric="top1 agreement", samples=96, value=0.99)
+    free = {"accuracy": None, "skipped": {"accuracy": "no data"}, "fidelity": made_up}
+    runs = [("free", build_report(replace(measured(), **free))), ("a", build_report(measured()))]
+    found = compare(runs)
+    assert found.front == []
+    assert [entry.left_out for entry in found.entries] == [
+        "no: judged by top1 agreement (n=96)",
+        None,
+    ]
+    assert "No other run" not in comparison_html(found)
+
+
+def test_names_of_runs_that_lie_close_are_one_label_and_failed_ones_are_marked() -> None:
+    runs = [
+        (name, build_report(measured(accuracy=accuracy, p50=p50, max_accuracy_drop=limit)))
+        for name, accuracy, p50, limit in (
+            ("a", 0.9, 3.0, None), ("b", 0.9001, 3.005, None), ("far", 0.5, 1.0, 1.0),
+        )
+    ]  # fmt: skip
+    page = comparison_html(compare(runs))
+    assert ">a, b</text>" in page
+    assert "far (failed)" in page
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ by node in whole graphs, and their sums beside the time of the whole. Where the 
 tell times of nodes, the reason.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import exporters
 from exporters.node_times import SYNCHRONOUS, NodeTime, Place, elements, node_times, work
 from exporters.time_model import named
 
+_OF_PRECISION = {"QuantizeLinear", "DequantizeLinear", "Cast"}
+_QUANTISED = re.compile(r"_token_\d+$")  # what onnxruntime adds to the names of fused layers
 _SECONDS = 0.5
 _LITTLE = 0.5
 """Less than so much of what the arithmetic suggests counts as bought nothing much."""
@@ -45,7 +48,7 @@ def _rows(
         assert node is not None, "a name comes from one of the two"
         ms_before, ms_after = (0.0 if n is None else n.ms for n in (before, after))
         yield {
-            "layer": layers.get(node.name, node.name),
+            "layer": layers.get(node.name) or layers.get(_QUANTISED.sub("", node.name), node.name),
             "op": node.op,
             "shapes_before": _shapes(before),
             "shapes_after": _shapes(after),
@@ -63,6 +66,8 @@ def _shapes(node: NodeTime | None) -> list[list[int]] | None:
 def _why_little(before: NodeTime | None, after: NodeTime | None) -> str | None:
     """Why a layer is hardly faster; None where it is, or where there is nothing to explain."""
     if before is None:
+        if after is not None and (after.op in _OF_PRECISION or after.op.startswith("QLinear")):
+            return "new: computes in the precision that was asked for"
         return "new: the widths no longer fit the kernels around it"
     if after is None:
         return None

@@ -22,7 +22,9 @@ _KINDS = {
     "finetune": ("s", "after fine-tuning"),
 }
 _BESIDE = (
-    "The interval is of this process: in another, the same two files may differ by "
+    "How many times as fast is the median of rounds in which both took their turn, undisturbed, "
+    "not the ratio of the medians of all runs. The interval is of this process: in another, the "
+    "same two files may differ by "
     f"{100 * SAME_FILE_SPREAD:g} %."
 )
 _QUANTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)

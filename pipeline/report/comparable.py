@@ -65,9 +65,14 @@ def unsound(report: Report) -> str | None:
 
 
 def measured_first(reports: list[Report]) -> Report | None:
-    """The run that others are held against: the first sound one that has both figures."""
-    whole = (r for r in reports if Quality.of(r) is not None and r.latency is not None)
-    return next((report for report in whole if unsound(report) is None), None)
+    """The run that others are held against: the first sound one that has both figures.
+
+    One with an accuracy comes before those without data.
+    """
+    whole = [r for r in reports if Quality.of(r) is not None and r.latency is not None]
+    sound = [report for report in whole if unsound(report) is None]
+    judged = [report for report in sound if report.accuracy is not None]
+    return next(iter([*judged, *sound]), None)
 
 
 def left_out(report: Report, first: Report | None) -> str | None:

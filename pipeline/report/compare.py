@@ -96,7 +96,9 @@ def compare(runs: Sequence[tuple[str, Report]]) -> Comparison:
             p50_ms=report.latency["after"]["p50_ms"] if report.latency else None,
             charted_ms=_times(report, clock)[1] if report.latency else None,
             left_out=why,
-            on_front=why is None and not any(_beats(other, report, clock) for other in good),
+            on_front=why is None
+            and len(good) > 1
+            and not any(_beats(other, report, clock) for other in good),
         )
         for name, report, why in whole
     )
@@ -122,7 +124,7 @@ def _times(report: Report, clock: float | None) -> tuple[float, float, float]:
     assert latency is not None
     if clock is None:
         own = latency["after"]["p50_ms"]
-        return own, own, own
+        return own * (1 - SAME_FILE_SPREAD), own, own * (1 + SAME_FILE_SPREAD)
     low, high = latency["speedup"]["ci95"]
     fastest, slowest = high * (1 + SAME_FILE_SPREAD), low * (1 - SAME_FILE_SPREAD)
     return clock / fastest, clock / latency["speedup"]["median"], clock / slowest

@@ -45,8 +45,8 @@ def size(size_bytes: int) -> str:
 
 
 def percent(share: float) -> str:
-    """0.6 -> "60.0 %"."""
-    return f"{100 * share:.1f} %"
+    """0.6 -> "60.0 %"; smaller than a thousandth, 0.00012 -> "0.012 %"."""
+    return f"{100 * share:.1f} %" if share >= 1e-3 or share <= 0 else f"{100 * share:.2g} %"
 
 
 def rows(report: Report) -> list[tuple[str, str, str, str]]:
@@ -77,9 +77,11 @@ def _precision_row(precision: dict[str, Any]) -> tuple[str, str, str, str]:
         kept = len(precision.get("float_layers", ()))
         notes.append(f"{kept} of {precision['num_layers']} layers in float")
     if precision.get("max_abs_diff_from_fp32") is not None:
-        notes.append(
-            f"outputs off fp32 by {precision['max_abs_diff_from_fp32']:.1e} of their scale"
-        )
+        notes.append(f"outputs off fp32 by {percent(precision['max_abs_diff_from_fp32'])} at most")
+    if precision.get("relative_error_from_fp32") is not None:
+        notes.append(f"outputs off fp32 by {percent(precision['relative_error_from_fp32'])}")
+    if precision.get("note"):
+        notes.append(precision["note"])
     return ("Precision", precision.get("before", "fp32"), precision["kind"], "; ".join(notes))
 
 

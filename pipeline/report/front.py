@@ -12,6 +12,8 @@ from pipeline.report.charts import Chart, short
 from pipeline.report.comparable import SAME_FILE_SPREAD
 from pipeline.report.compare import Comparison, Entry
 
+_NEAR = 0.04  # of the chart's width and height: labels would lie on each other
+
 
 def front_chart(comparison: Comparison) -> Chart | None:
     """Quality against latency of several runs, with those that no other one beats joined."""
@@ -20,7 +22,12 @@ def front_chart(comparison: Comparison) -> Chart | None:
         return None
     title = "Quality against latency"
     told = f"On the front: {', '.join(entry.name for entry in comparison.front)}."
-    if comparison.scaled:
+    if not comparison.scaled:
+        told += (
+            " The runs are of several originals, so times are each run's own, and in them is what "
+            "else the machine did."
+        )
+    else:
         told += (
             " All runs made one original faster: times are that of the first run's original over "
             "each run's speed-up, and count as equal where the intervals, widened by the "
@@ -45,7 +52,7 @@ def _draw(comparison: Comparison) -> svg.Draw:
         (ax,) = axes
         ax.plot(*zip(*map(_place, front), strict=True), color=svg.AFTER, linewidth=1, zorder=1)
         for chosen, marker, colour, label in (
-            (front, "o", svg.AFTER, "no other run is better in both"),
+            (front, "o", svg.AFTER, "on the front"),
             ([e for e in entries if not e.on_front], "x", svg.TEXT, "beaten by another run"),
         ):
             if chosen:
@@ -75,8 +82,13 @@ def _place(entry: Entry) -> tuple[float, float]:
 
 
 def _labels(entries: Sequence[Entry]) -> dict[tuple[float, float], str]:
-    """One label for each point: runs that lie on each other share it."""
+    """One label for each point: runs that lie on each other, or nearly, share it."""
+    places = [_place(entry) for entry in entries]
+    wide, high = (max(found) - min(found) for found in zip(*places, strict=True))
     names: dict[tuple[float, float], list[str]] = {}
-    for entry in entries:
-        names.setdefault(_place(entry), []).append(short(entry.name))
+    for entry, (x, y) in zip(entries, places, strict=True):
+        near = (
+            (a, b) for a, b in names if abs(a - x) <= _NEAR * wide and abs(b - y) <= _NEAR * high
+        )
+        names.setdefault(next(near, (x, y)), []).append(short(entry.name))
     return {place: ", ".join(found) for place, found in names.items()}

@@ -78,7 +78,8 @@ def gist(report: Report) -> str:
     if report.flops is not None:
         parts.append(f"{fmt.percent(report.flops['kept'])} of the FLOPs")
     if report.latency is not None:
-        parts.append(f"{report.latency['speedup']['median']:.2f} times as fast")
+        median = report.latency["speedup"]["median"]
+        parts.append(f"{median:.2f} times as fast{' (slower)' if median < 1 else ''}")
     if report.accuracy is not None:
         parts.append(f"{report.accuracy['metric']} {_change(report.accuracy)}")
     elif report.fidelity is not None and report.fidelity["value"] is not None:
@@ -133,8 +134,10 @@ def _parity(report: Report) -> str:
     text = _difference(report.parity, "onnxruntime and PyTorch give the same outputs")
     if report.precision["kind"] != "int8" or not text:
         return text
-    own = report.precision.get("max_abs_diff_from_fp32")
-    beside = "" if own is None else f" The int8 file is off by {own:.1e} of their scale."
+    own = report.precision.get("relative_error_from_fp32")
+    beside = ""
+    if own is not None:
+        beside = f" The outputs of the int8 file are off by {fmt.percent(own)} on real images."
     return f"Before quantising: {text}{beside} What that costs, accuracy tells."
 
 
@@ -196,14 +199,11 @@ def _latency(report: Report) -> str:
         f"batch {latency['batch']}."
     )
     target = report.target
-    more = f"{100 * (target.get('latency_tolerance') or 0):g} % more"
-    asked = (
-        ("latency_ms", "At most {:g} ms (and " + more + ")"),
-        ("latency_kept", "At most {:g} of the time (and " + more + ")"),
-    )
+    asked = (("latency_ms", "At most {:g} ms"), ("latency_kept", "At most {:g} of the time"))
     for key, limit in asked:
         if target.get(key) is not None:
-            text = f"{text} {limit.format(target[key])} was asked for."
+            text = f"{text} {limit.format(target[key])} was asked for; "
+            text += f"{100 * (target.get('latency_tolerance') or 0):g} % more is allowed."
     return text
 
 
