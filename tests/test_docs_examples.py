@@ -32,7 +32,7 @@ MEASURED = {
 }  # fmt: skip
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES += [page for page in sorted(DOCS.glob("*.md")) if page.name not in MEASURED]
-MAX_SKIPPED = 5
+MAX_SKIPPED = 2
 
 
 @pytest.fixture(scope="session")
