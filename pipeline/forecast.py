@@ -122,7 +122,7 @@ def forecast(config: RunConfig, baseline: Baseline, goal: Goal) -> Forecast:
             teacher=config.data.source is None or (goal.recipe.distill and config.recovery.distill),
         ),
         load=load_s,
-        refit=_refit_seconds(baseline, goal, data, phases),
+        refit=_refit_seconds(baseline, goal, share, data, phases),
     )
     if images is not None:
         images = (images[0], steps * speed.train * _STUDENT)
@@ -195,14 +195,16 @@ def _step_seconds(baseline: Baseline, images: Tensor, part: int | None, *, teach
     return seconds
 
 
-def _refit_seconds(baseline: Baseline, goal: Goal, data: Data, phases: tuple[Phase, ...]) -> float:
+def _refit_seconds(
+    baseline: Baseline, goal: Goal, share: float, data: Data, phases: tuple[Phase, ...]
+) -> float:
     """Of a refit after the whole cut, by the size of weights; 0 where the recipe has none."""
     groups, device = baseline.groups, baseline.device
     if not goal.recipe.refit or not any(phase.kind == "tick" for phase in phases):
         return 0.0
     macs = gbn.CostModel.macs(groups)
     everything = np.ones(groups.num_atoms, dtype=np.bool_)
-    wanted = int(_target_share(goal, baseline) * macs.total(everything))
+    wanted = int(share * macs.total(everything))
     least = gbn.smallest(groups, macs, goal.settings)
     limit = gbn.Limit(cost=macs, at_most=max(wanted, least), unit="MACs")
     original = baseline.loaded.module

@@ -24,7 +24,7 @@ from pipeline.data_free import MadeData, NothingMade
 from pipeline.exporting import counted_shapes
 from pipeline.goal import Goal
 from pipeline.latency.layers import layer_report
-from pipeline.latency.network import place_of
+from pipeline.latency.network import batch_of, place_of
 from pipeline.precision import FP32_FILE, precision_of
 from pipeline.report import (
     Accuracy,
@@ -161,7 +161,7 @@ class Measuring:
         loaded, config = self._baseline.loaded, self._config
         # random, as `compress bench` and the planner of a target in time take them
         generator = torch.Generator().manual_seed(config.recovery.seed)
-        shape = (place_of(config, self._baseline).batch, *loaded.input_size)
+        shape = (batch_of(self._baseline), *loaded.input_size)
         batch = torch.randn(shape, generator=generator)
         timed = verify.latency(
             self._baseline.onnx, self._file, self._after.provider, batch, config.recovery.seed

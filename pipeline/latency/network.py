@@ -79,14 +79,18 @@ class TimedNetwork:
         }
 
 
+def batch_of(baseline: Baseline) -> int:
+    """The batch at which a run measures latency."""
+    return exporters.fixed_batch(baseline.session) or 1
+
+
 def place_of(config: RunConfig, baseline: Baseline) -> Place:
-    """Where and at what batch the run measures latency."""
-    fixed = exporters.fixed_batch(baseline.session)
+    """Where and at what batch the run measures latency; takes a moment to find quiet cores."""
     return Place(
         provider=config.deploy.provider,
         threads=LATENCY_THREADS,
         cores=exporters.quiet_cores(LATENCY_THREADS),
-        batch=fixed or 1,
+        batch=batch_of(baseline),
         sizes={baseline.session.input_names[0]: baseline.loaded.input_size},
         seed=config.recovery.seed,
     )

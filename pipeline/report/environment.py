@@ -45,6 +45,7 @@ def environment(
     gpu: what the provider ran on; training_gpu: what the network was trained on. Raises OSError
     where an input cannot be read.
     """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     return {
         "versions": {"python": platform.python_version()} | _versions(),
         "platform": platform.platform(),
@@ -56,8 +57,8 @@ def environment(
         "provider": provider,
         "seed": seed,
         "hashes": {role: _hash(path) for role, path in inputs.items()},
-        "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "command": showable(shlex.join([*_program(), *sys.argv[1:]])),
+        "processes": processes,
+        "command": showable(shlex.join([*_program(processes), *sys.argv[1:]])),
     }
 
 
@@ -67,13 +68,12 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _program() -> list[str]:
+def _program(processes: int) -> list[str]:
     """What was called, with the launcher of several processes if there was one."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+    if processes == 1:
         return ["compress"]
-    own = int(os.environ.get("LOCAL_WORLD_SIZE", world))
-    nodes = ["--standalone"] if own == world else ["--nnodes", str(world // own)]
+    own = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    nodes = ["--standalone"] if own == processes else ["--nnodes", str(processes // own)]
     return ["torchrun", *nodes, "--nproc-per-node", str(own), "-m", "pipeline.cli"]
 
 
