@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: install demo test lint types check docs clean bench-models bench-gated-step \
 	bench-main-job bench-coverage bench-trace bench-onnx-in bench-onnx-groups bench-onnx-resnet20 \
-	bench-onnx-ultraface bench-verdict bench-accuracy bench-accuracy-b bench-scores-alone \
+	bench-onnx-ultraface bench-verdict bench-accuracy bench-accuracy-b bench-ablation bench-scores-alone \
 	bench-data-free bench-latency bench-precision gpu-test
 
 install: $(STAMP)
@@ -94,6 +94,9 @@ bench-accuracy: install
 bench-accuracy-b: install
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --target bench-runs/peers torch-pruning==1.6.1
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.accuracy_b
+
+bench-ablation: install
+	OMP_NUM_THREADS=1 nice -n 5 $(BIN)/python -m benchmarks.ablation $(CELLS)
 
 bench-scores-alone: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.scores_alone

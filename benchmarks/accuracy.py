@@ -17,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ablated import recipe_of
 from benchmarks.accuracy_cells import (
     EPOCHS,
     KEEPS,
@@ -31,12 +33,12 @@ from benchmarks.accuracy_cells import (
     cells,
     command,
     is_current,
+    is_ours,
     measured,
 )
 from benchmarks.accuracy_data import BATCH, CACHE, prepare
 from benchmarks.accuracy_page import HEADER, document, rows
 from benchmarks.tables import ROOT, markdown_table
-from pipeline.recipes import RECIPES
 
 DOCUMENT = ROOT / "docs" / "accuracy.md"
 
@@ -65,7 +67,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         lines = [line for line in log.read_text().splitlines() if line.strip()]
         error = lines[-1] if lines else "no output"
         found["error"] = f"exit code {process.returncode}: {error}"
-    elif cell.method in OURS:
+    elif is_ours(cell.method):
         found |= read_report(out, cell)
     else:
         found |= json.loads(out.read_text())
@@ -79,7 +81,7 @@ def read_report(out: Path, cell: Cell) -> dict[str, Any]:
 
     report = json.loads((out / "report.json").read_text())
     budget = cell.epochs * (10_000 // BATCH)
-    phases: tuple[Phase, ...] = RECIPES[cell.method].schedule(budget=budget, target=cell.keep)
+    phases: tuple[Phase, ...] = recipe_of(cell.method).schedule(budget=budget, target=cell.keep)
     return {
         "accuracy": report["accuracy"]["after"],
         "baseline": report["accuracy"]["before"],
@@ -89,6 +91,20 @@ def read_report(out: Path, cell: Cell) -> dict[str, Any]:
         "images": sum(phase.batches for phase in phases) * BATCH,
         "note": "",
     }
+
+
+def measure_all(asked: Iterable[Cell], write: Callable[[], object]) -> None:
+    """Measure cells that are not there yet; `write` the page after each, and at the end."""
+    for cell in asked:
+        if is_current(cell, measured()):
+            continue
+        print(f"{cell.method}, {cell.keep:.0%}, {cell.epochs} passes, seed {cell.seed}", flush=True)
+        code = cell.code()
+        found = measure(cell)
+        add(cell, code, found)
+        print(f"  {found}", flush=True)
+        write()
+    write()
 
 
 def main(arguments: list[str]) -> int:
@@ -115,16 +131,7 @@ def main(arguments: list[str]) -> int:
         options.seed or SEEDS,
     )
     everything += [cell for cell in asked if cell not in everything]
-    for cell in asked:
-        if is_current(cell, measured()):
-            continue
-        print(f"{cell.method}, {cell.keep:.0%}, {cell.epochs} passes, seed {cell.seed}", flush=True)
-        code = cell.code()
-        found = measure(cell)
-        add(cell, code, found)
-        print(f"  {found}", flush=True)
-        DOCUMENT.write_text(document(everything, measured()))
-    DOCUMENT.write_text(document(everything, measured()))
+    measure_all(asked, lambda: DOCUMENT.write_text(document(everything, measured())))
     return 0
 
 

@@ -19,10 +19,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ablated import VARIANTS, recipe_of
 from benchmarks.accuracy_data import BATCH, FILE, MEAN, STD
 from benchmarks.resnet20_main_job import WEIGHTS
 from benchmarks.tables import ROOT, measured_with
-from pipeline.recipes import RECIPES
 
 MEASURED = ROOT / "docs" / "accuracy.jsonl"
 OURS = ("default", "gbn-2019")
@@ -61,16 +61,24 @@ class Cell:
 
     def code(self) -> str:
         """Hash of what is run, of the code and weights that decide the outcome, and of torch."""
-        names = LEARNING + MAIN_JOB if self.method in OURS else LEARNING
+        ours = is_ours(self.method)
+        names = LEARNING + MAIN_JOB if ours else LEARNING
         paths = [*MEASURING, *(f"pipeline/{name}.py" for name in names)]
-        if self.method in OURS:
+        if ours:
             paths.append("gbn")
-        else:
+        if self.method in VARIANTS:
+            paths.append("benchmarks/ablated.py")
+        if not ours:
             paths += ["gbn/ticktock.py", "benchmarks/accuracy_peers.py"]
         said = [version("torch"), PEER_VERSION, *command(self, Path("out"))[1:]]
         # wherever the project lies, and the material beside it
         beside = str(ROOT.parent).rstrip("/")
         return code_hash(paths, [w.replace(str(ROOT), "").replace(beside, "") for w in said])
+
+
+def is_ours(method: str) -> bool:
+    """Whether it is a run of `compress`, with a recipe as it is or changed."""
+    return method in OURS or method in VARIANTS
 
 
 def code_hash(paths: Iterable[str], said: Iterable[str]) -> str:
@@ -114,13 +122,16 @@ def _is_text(line: ast.stmt) -> bool:
 
 def command(cell: Cell, out: Path) -> list[str]:
     """What runs a cell."""
-    if cell.method not in OURS:
+    if not is_ours(cell.method):
         where = [cell.method, str(cell.keep), str(cell.epochs), str(cell.seed), str(out)]
         return [sys.executable, "-m", "benchmarks.accuracy_peers", *where]
-    augment = RECIPES[cell.method].augment(cell.epochs)
+    augment = recipe_of(cell.method).augment(cell.epochs)
+    changed = cell.method in VARIANTS
+    run = ("benchmarks.ablated", cell.method) if changed else ("pipeline.cli",)
+    recipe = "default" if changed else cell.method
     return [
-        *(sys.executable, "-m", "pipeline.cli", "--target-flops", str(cell.keep)),
-        *("--epochs", str(cell.epochs), "--seed", str(cell.seed), "--recipe", cell.method),
+        *(sys.executable, "-m", *run, "--target-flops", str(cell.keep)),
+        *("--epochs", str(cell.epochs), "--seed", str(cell.seed), "--recipe", recipe),
         *("--channel-multiple", "1", "--augment", augment, "--batch-size", str(BATCH)),
         *("--data", str(FILE), "--mean", _numbers(MEAN), "--std", _numbers(STD)),
         *("--arch", f"{ROOT / 'benchmarks/cifar_models.py'}:resnet20", "--input-size", "3,32,32"),

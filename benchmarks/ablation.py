@@ -1,0 +1,112 @@
+"""`make bench-ablation` (`python -m benchmarks.ablation`): what each part of the default recipe is
+worth.
+
+The network, images and measurements of `benchmarks.accuracy`, at 30 % of the MACs, with one part of
+the recipe taken out or made as is usual elsewhere (`benchmarks.ablated`). Cells are kept as there,
+so that the command goes on where it stopped; docs/ablation.md is written after each. `--only NAME
+--epochs E --seed S` (each repeatable) choose cells.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from benchmarks.ablated import UNTRAINED, VARIANTS
+from benchmarks.accuracy import measure_all
+from benchmarks.accuracy_cells import EPOCHS, Cell, Outcomes, is_current, measured
+from benchmarks.accuracy_data import prepare
+from benchmarks.tables import ROOT, markdown_table
+
+DOCUMENT = ROOT / "docs" / "ablation.md"
+KEEP, SEEDS = 0.3, (0,)
+METHOD = f"""\
+A CIFAR-10 network of 20 layers is cut to {KEEP:.0%} of its MACs by the default recipe, and by the
+same with one part taken out or made as is usual elsewhere; all else is as in
+[Accuracy](accuracy.md). Top-1 on 10,000 test images, and beside it the difference to the default
+with the same seeds. A difference of less than half a point with one seed may be luck. Empty: the
+part plays no role there. Not measured: not measured yet. *: of earlier code.
+"""
+
+
+def wanted(epochs: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
+    """The default's cells and those of its variants, cheap ones first."""
+    return [
+        Cell(method=method, keep=KEEP, epochs=passes, seed=seed)
+        for seed in seeds
+        for passes in epochs
+        for method in ("default", *VARIANTS)
+        if passes or method in ("default", *UNTRAINED)
+    ]
+
+
+def rows(every: Sequence[Cell], outcomes: Outcomes) -> list[tuple[str, ...]]:
+    """One row a variant, the default first: a column for each number of passes."""
+    passes = list(dict.fromkeys(cell.epochs for cell in every))
+    return [
+        (
+            name,
+            VARIANTS[name][0] if name in VARIANTS else "the recipe as it is",
+            *(_told(name, number, every, outcomes) for number in passes),
+        )
+        for name in ("default", *VARIANTS)
+    ]
+
+
+def _told(name: str, passes: int, every: Sequence[Cell], outcomes: Outcomes) -> str:
+    cells = [cell for cell in every if (cell.method, cell.epochs) == (name, passes)]
+    if not cells:
+        return ""
+    default = {c.seed: c for c in every if (c.method, c.epochs) == ("default", passes)}
+    pairs = [(cell, default[cell.seed]) for cell in cells]
+    both = [pair for pair in pairs if all(_top(cell, outcomes) is not None for cell in pair)]
+    if not both:
+        return "not measured"
+    own = [_top(cell, outcomes) or 0.0 for cell, _ in both]
+    beside = [_top(cell, outcomes) or 0.0 for _, cell in both]
+    mean = sum(own) / len(own)
+    star = "" if all(is_current(cell, outcomes) for pair in both for cell in pair) else "*"
+    count = "" if len(both) == 1 else f", n = {len(both)}"
+    if name == "default":
+        return f"{mean:.2%}{star}{count}"
+    return f"{mean:.2%}{star} ({100 * (mean - sum(beside) / len(beside)):+.2f}{count})"
+
+
+def _top(cell: Cell, outcomes: Outcomes) -> float | None:
+    found: float | None = outcomes.get(cell.name, {}).get("accuracy")
+    return found
+
+
+def document(every: Sequence[Cell], outcomes: Outcomes) -> str:
+    """The content of docs/ablation.md."""
+    passes = list(dict.fromkeys(cell.epochs for cell in every))
+    header = ("part", "instead", *(f"{n} pass{'es' * (n != 1)}" for n in passes))
+    machines = dict.fromkeys(
+        outcomes[cell.name]["measured_with"] for cell in every if cell.name in outcomes
+    )
+    return (
+        "# What each part of the recipe is worth\n\n`make bench-ablation`.\n\n"
+        f"{METHOD}\n{markdown_table(header, rows(every, outcomes))}\nMeasured with:\n\n"
+        + "".join(f"- {machine}\n" for machine in machines)
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what is asked and not there yet; 0 also where the material is absent."""
+    parser = argparse.ArgumentParser(prog="benchmarks.ablation")
+    parser.add_argument("--only", action="append", choices=["default", *VARIANTS])
+    parser.add_argument("--epochs", action="append", type=int, choices=EPOCHS)
+    parser.add_argument("--seed", action="append", type=int)
+    options = parser.parse_args(arguments)
+    if prepare() is None:
+        print("skipped: the JPEG copy of CIFAR-10 or the trained network is absent")
+        return 0
+    asked = wanted(options.epochs or EPOCHS, options.seed or SEEDS)
+    chosen = [cell for cell in asked if cell.method in (options.only or [cell.method])]
+    seeds = sorted({*SEEDS, *(options.seed or SEEDS)})
+    every = wanted(EPOCHS, seeds)
+    measure_all(chosen, lambda: DOCUMENT.write_text(document(every, measured())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
