@@ -23,8 +23,8 @@ METHOD = f"""\
 A CIFAR-10 network of 20 layers is cut to {KEEP:.0%} of its MACs by the default recipe, and by the
 same with one part taken out or made as is usual elsewhere; all else is as in
 [Accuracy](accuracy.md). Top-1 on 10,000 test images, and beside it the difference to the default
-with the same seeds. A difference of less than half a point with one seed may be luck. Empty: the
-part plays no role there. Not measured: not measured yet. *: of earlier code.
+with the same seeds (n of them where there are several); with one seed, up to a point and a half may
+be luck. Empty: the part plays no role there. *: of earlier code.
 """
 
 
