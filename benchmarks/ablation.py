@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from benchmarks.ablated import UNTRAINED, VARIANTS
 from benchmarks.accuracy import measure_all
 from benchmarks.accuracy_cells import EPOCHS, Cell, Outcomes, is_current, measured
+from benchmarks.accuracy_cells import SEEDS as ALL_SEEDS
 from benchmarks.accuracy_data import prepare
 from benchmarks.tables import ROOT, markdown_table
 
@@ -37,6 +38,16 @@ def wanted(epochs: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
         for method in ("default", *VARIANTS)
         if passes or method in ("default", *UNTRAINED)
     ]
+
+
+def shown(outcomes: Outcomes) -> list[Cell]:
+    """All cells of the first seed, and of others of which something is there."""
+    others = {
+        cell.seed
+        for cell in wanted(EPOCHS, ALL_SEEDS)
+        if cell.method in VARIANTS and cell.name in outcomes
+    }
+    return wanted(EPOCHS, sorted({*SEEDS, *others}))
 
 
 def rows(every: Sequence[Cell], outcomes: Outcomes) -> list[tuple[str, ...]]:
@@ -95,16 +106,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.ablation")
     parser.add_argument("--only", action="append", choices=["default", *VARIANTS])
     parser.add_argument("--epochs", action="append", type=int, choices=EPOCHS)
-    parser.add_argument("--seed", action="append", type=int)
+    parser.add_argument("--seed", action="append", type=int, choices=ALL_SEEDS)
     options = parser.parse_args(arguments)
     if prepare() is None:
         print("skipped: the JPEG copy of CIFAR-10 or the trained network is absent")
         return 0
     asked = wanted(options.epochs or EPOCHS, options.seed or SEEDS)
     chosen = [cell for cell in asked if cell.method in (options.only or [cell.method])]
-    seeds = sorted({*SEEDS, *(options.seed or SEEDS)})
-    every = wanted(EPOCHS, seeds)
-    measure_all(chosen, lambda: DOCUMENT.write_text(document(every, measured())))
+    measure_all(chosen, lambda: DOCUMENT.write_text(document(shown(measured()), measured())))
     return 0
 
 

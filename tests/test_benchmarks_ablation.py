@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import accuracy_cells
 from benchmarks.ablated import VARIANTS, one_cut, recipe_of, with_tocks
-from benchmarks.ablation import document, rows, wanted
+from benchmarks.ablation import document, rows, shown, wanted
 from benchmarks.accuracy_cells import Cell, add, command, measured
 from gbn.ticktock import schedule
 from pipeline.recipes import RECIPES
@@ -82,3 +82,10 @@ def test_the_table_has_differences_of_what_was_measured(
     # without the default beside it there is nothing to tell
     assert found["no-streams"] == ("", "not measured")
     assert "| 0 passes | 1 pass |" in document(every, measured())
+
+
+def test_the_page_has_other_seeds_where_something_of_them_was_measured() -> None:
+    assert {cell.seed for cell in shown({})} == {0}
+    of_default = {"default-0.3-5-2": GOOD}
+    assert {cell.seed for cell in shown(of_default)} == {0}
+    assert {cell.seed for cell in shown(of_default | {"no-refit-0.3-5-2": GOOD})} == {0, 2}
