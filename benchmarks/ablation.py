@@ -13,9 +13,10 @@ from collections.abc import Sequence
 
 from benchmarks.ablated import UNTRAINED, VARIANTS
 from benchmarks.accuracy import measure_all
-from benchmarks.accuracy_cells import EPOCHS, Cell, Outcomes, is_current, measured
+from benchmarks.accuracy_cells import EPOCHS, Cell, Outcomes, measured
 from benchmarks.accuracy_cells import SEEDS as ALL_SEEDS
 from benchmarks.accuracy_data import prepare
+from benchmarks.accuracy_page import shown_of
 from benchmarks.tables import ROOT, markdown_table
 
 DOCUMENT = ROOT / "docs" / "ablation.md"
@@ -64,27 +65,22 @@ def rows(every: Sequence[Cell], outcomes: Outcomes) -> list[tuple[str, ...]]:
 
 
 def _told(name: str, passes: int, every: Sequence[Cell], outcomes: Outcomes) -> str:
-    cells = [cell for cell in every if (cell.method, cell.epochs) == (name, passes)]
-    if not cells:
+    cells = {
+        method: [cell for cell in every if (cell.method, cell.epochs) == (method, passes)]
+        for method in (name, "default")
+    }
+    if not cells[name]:
         return ""
-    default = {c.seed: c for c in every if (c.method, c.epochs) == ("default", passes)}
-    pairs = [(cell, default[cell.seed]) for cell in cells]
-    both = [pair for pair in pairs if all(_top(cell, outcomes) is not None for cell in pair)]
-    if not both:
+    own, default = (shown_of(cells[method], outcomes) for method in (name, "default"))
+    seeds = sorted(own.by_seed.keys() & default.by_seed.keys())
+    mean, beside = (found.mean("accuracy", seeds) for found in (own, default))
+    if mean is None or beside is None:
         return "not measured"
-    own = [_top(cell, outcomes) or 0.0 for cell, _ in both]
-    beside = [_top(cell, outcomes) or 0.0 for _, cell in both]
-    mean = sum(own) / len(own)
-    star = "" if all(is_current(cell, outcomes) for pair in both for cell in pair) else "*"
-    count = "" if len(both) == 1 else f", n = {len(both)}"
+    star = own.mark(seeds) or default.mark(seeds)
+    count = "" if len(seeds) == 1 else f", n = {len(seeds)}"
     if name == "default":
         return f"{mean:.2%}{star}{count}"
-    return f"{mean:.2%}{star} ({100 * (mean - sum(beside) / len(beside)):+.2f}{count})"
-
-
-def _top(cell: Cell, outcomes: Outcomes) -> float | None:
-    found: float | None = outcomes.get(cell.name, {}).get("accuracy")
-    return found
+    return f"{mean:.2%}{star} ({100 * (mean - beside):+.2f}{count})"
 
 
 def document(every: Sequence[Cell], outcomes: Outcomes) -> str:

@@ -66,10 +66,10 @@ class Cell:
         paths = [*MEASURING, *(f"pipeline/{name}.py" for name in names)]
         if ours:
             paths.append("gbn")
+        else:
+            paths += ["gbn/ticktock.py", "benchmarks/accuracy_peers.py"]
         if self.method in VARIANTS:
             paths.append("benchmarks/ablated.py")
-        if not ours:
-            paths += ["gbn/ticktock.py", "benchmarks/accuracy_peers.py"]
         said = [version("torch"), PEER_VERSION, *command(self, Path("out"))[1:]]
         # wherever the project lies, and the material beside it
         beside = str(ROOT.parent).rstrip("/")

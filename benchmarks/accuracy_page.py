@@ -71,7 +71,7 @@ def document(all_cells: Sequence[Cell], outcomes: Outcomes) -> str:
 
 
 @dataclass(frozen=True)
-class _Shown:
+class Shown:
     """Of a method at a setting: good outcomes by seed, those of the present code, and failures."""
 
     by_seed: dict[int, dict[str, Any]]
@@ -88,19 +88,20 @@ class _Shown:
         return fmean(known) if known else None
 
 
-def _shown(of_seeds: Sequence[Cell], outcomes: Outcomes) -> _Shown:
+def shown_of(of_seeds: Sequence[Cell], outcomes: Outcomes) -> Shown:
+    """The cells are of one method and setting, one a seed."""
     found = {cell.seed: outcomes[cell.name] for cell in of_seeds if cell.name in outcomes}
     good = {seed: outcome for seed, outcome in found.items() if "error" not in outcome}
     present = frozenset(cell.seed for cell in of_seeds if is_current(cell, outcomes))
     failed = [outcome["error"] for outcome in found.values() if "error" in outcome]
-    return _Shown(good, present, failed)
+    return Shown(good, present, failed)
 
 
 def rows(all_cells: Sequence[Cell], outcomes: Outcomes) -> list[tuple[str, ...]]:
     """One row a method and setting, measured or not."""
     table = []
     for (keep, passes, method), of_seeds in _by_setting(all_cells).items():
-        shown = _shown(of_seeds, outcomes)
+        shown = shown_of(of_seeds, outcomes)
         # earlier code never enters a mean beside the present
         seeds = sorted(shown.present or shown.by_seed)
         begin = (f"{keep:.0%}", str(passes), method + shown.mark(seeds))
@@ -131,7 +132,7 @@ def standing(
 ) -> tuple[str, ...]:
     """The default recipe beside the best peer at one setting, on the seeds that both have."""
     shown = {
-        method: _shown(of_seeds, outcomes)
+        method: shown_of(of_seeds, outcomes)
         for (share, number, method), of_seeds in _by_setting(all_cells).items()
         if (share, number) == (keep, passes)
     }
