@@ -6,7 +6,7 @@ Which of them are worse, and by how much, is measured by `benchmarks.ablation`.
 
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from gbn.ticktock import Phase, schedule
 from pipeline.recipes import RECIPES, Recipe
@@ -42,53 +42,72 @@ def with_tocks(*, budget: int, target: float) -> tuple[Phase, ...]:
     return (*found, replace(ends[0], batches=left - tock * (len(ticks) - 1)))
 
 
-# What each changes, in words for the page, and how.
-VARIANTS: dict[str, tuple[str, Callable[[Recipe], Recipe]]] = {
-    "no-refit": (
-        "statistics of norms are renewed after a cut, nothing is refitted",
-        lambda recipe: replace(recipe, refit=False),
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A part of the recipe, changed: in words for the page, and how.
+
+    plays_in: the numbers of passes at which the default has this part.
+    """
+
+    instead: str
+    change: Callable[[Recipe], Recipe]
+    plays_in: tuple[int, ...] = (0, 1, 5)
+
+
+def _in_training(instead: str, change: Callable[[Recipe], Recipe]) -> Variant:
+    return Variant(instead=instead, change=change, plays_in=(1, 5))
+
+
+VARIANTS = {
+    "no-refit": Variant(
+        instead="statistics of norms are renewed after a cut, nothing is refitted",
+        change=lambda recipe: replace(recipe, refit_below=0),
+        plays_in=(0, 1),
     ),
-    "plain-threshold": (
-        "the lowest scores go, whatever their channels cost",
-        lambda recipe: replace(recipe, rank="score"),
+    "refit": Variant(
+        instead="layers are refitted after a cut, however long the training",
+        change=lambda recipe: replace(recipe, refit_below=sys.maxsize),
+        plays_in=(5,),
     ),
-    "whole-score-batches": (
-        "scores are sums over whole batches of 128, not over sixteens",
-        lambda recipe: replace(recipe, score_batch=None),
+    "plain-threshold": Variant(
+        instead="the lowest scores go, whatever their channels cost",
+        change=lambda recipe: replace(recipe, rank="score"),
     ),
-    "one-cut": (
-        "all goes at once, after the same scoring",
-        lambda recipe: replace(recipe, schedule=one_cut),
+    "whole-score-batches": Variant(
+        instead="scores are sums over whole batches of 128, not over sixteens",
+        change=lambda recipe: replace(recipe, score_batch=None),
     ),
-    "tocks": (
+    "one-cut": Variant(
+        instead="all goes at once, after the same scoring",
+        change=lambda recipe: replace(recipe, schedule=one_cut),
+    ),
+    "tocks": _in_training(
         "a quarter of the training lies between the cuts",
         lambda recipe: replace(recipe, schedule=with_tocks),
     ),
-    "no-streams": (
+    "no-streams": _in_training(
         "the original teaches by its outputs alone",
         lambda recipe: replace(recipe, stream_weight=0.0),
     ),
-    "no-teacher": (
+    "no-teacher": _in_training(
         "labels alone teach",
         lambda recipe: replace(recipe, stream_weight=0.0, distill=False),
     ),
-    "peak-0.02": (
+    "peak-0.02": _in_training(
         "a lower peak of the learning rate",
         lambda recipe: replace(recipe, peak_lr=0.02),
     ),
-    "shifted-images": (
+    "shifted-images": _in_training(
         "images are mirrored and shifted, as is usual",
         lambda recipe: replace(recipe, augment=lambda _epochs: "standard"),
     ),
 }
-UNTRAINED = ("no-refit", "plain-threshold", "whole-score-batches", "one-cut")
-"""Those that matter where nothing is trained."""
 
 
 def recipe_of(method: str) -> Recipe:
     """Of a recipe's or a variant's name."""
     if method in VARIANTS:
-        return VARIANTS[method][1](RECIPES["default"])
+        return VARIANTS[method].change(RECIPES["default"])
     return RECIPES[method]
 
 

@@ -21,9 +21,9 @@ Alike for all: images and their order, mirrored and moved as `default` has it (i
 are, in 5 mirrored; `gbn-2019` always mirrors and shifts them), SGD with momentum 0.9, batches of
 128, batch norm statistics renewed after a cut, no rounding of widths, one thread. `default` and the
 peers (`tp-...`) learn from the original's outputs at a peak rate of 0.05. `default` is this
-project's own way: it learns from the original's residual streams too, keeps their statistics and
-refits layers after a cut, scores on images that are not augmented, and takes smaller steps where
-there are few. `gbn-2019` is
+project's own way: it learns from the original's residual streams too, scores on images that are not
+augmented, takes smaller steps where there are few, and after a cut, in 0 and 1 passes, refits
+layers and keeps the original's statistics. `gbn-2019` is
 the published recipe, which learns from labels alone at its own rates. Images seen are those of
 scoring and training. Peers prune
 globally in steps of half a per cent of the channels, as in their CIFAR reproduction; GroupTaylor

@@ -232,7 +232,7 @@ class Compressor:
         original."""
         assert self._trainer is not None
         trains = [phase.kind != "tick" for phase in self._phases]
-        if not self._goal.recipe.refit:
+        if not self._goal.recipe.refits(self._phases):
             self._trainer.renew_statistics(small)
         elif any(trains[: now.done]):
             # what a trained network computes by now is its own; before, the original is the aim

@@ -198,9 +198,9 @@ def _step_seconds(baseline: Baseline, images: Tensor, part: int | None, *, teach
 def _refit_seconds(
     baseline: Baseline, goal: Goal, share: float, data: Data, phases: tuple[Phase, ...]
 ) -> float:
-    """Of a refit after the whole cut, by the size of weights; 0 where the recipe has none."""
+    """Of a refit after the whole cut, by the size of weights; 0 where there is none."""
     groups, device = baseline.groups, baseline.device
-    if not goal.recipe.refit or not any(phase.kind == "tick" for phase in phases):
+    if not goal.recipe.refits(phases) or not any(phase.kind == "tick" for phase in phases):
         return 0.0
     macs = gbn.CostModel.macs(groups)
     everything = np.ones(groups.num_atoms, dtype=np.bool_)

@@ -13,9 +13,9 @@ import gbn
 from gbn.norms import tracked_norms
 from pipeline.data import Data
 
-_REFIT_IMAGES = 512
+_REFIT_IMAGES, _REFIT_ROWS = 256, 16384
 _REFIT_VALUES = 2**24  # numbers in these images at most: 111 of 3 x 224 x 224
-_LAST_TIMES = 2  # as many images and rows where no training follows
+_LAST_TIMES = 4  # as many images and rows where no training follows
 
 
 def refit_inputs(data: Data, *, last: bool) -> tuple[Tensor, gbn.RefitSettings]:
@@ -23,7 +23,7 @@ def refit_inputs(data: Data, *, last: bool) -> tuple[Tensor, gbn.RefitSettings]:
     closer fit is worth its time."""
     times = _LAST_TIMES if last else 1
     inputs = one_batch(data, times * _REFIT_IMAGES, _REFIT_VALUES)
-    return inputs, gbn.RefitSettings(rows=times * gbn.RefitSettings().rows)
+    return inputs, gbn.RefitSettings(rows=times * _REFIT_ROWS)
 
 
 def one_batch(data: Data, images: int, values: int) -> Tensor:

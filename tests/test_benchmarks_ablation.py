@@ -7,7 +7,7 @@ import pytest
 from benchmarks import accuracy_cells
 from benchmarks.ablated import VARIANTS, one_cut, recipe_of, with_tocks
 from benchmarks.ablation import document, rows, shown, wanted
-from benchmarks.accuracy_cells import Cell, add, command, measured
+from benchmarks.accuracy_cells import EPOCHS, Cell, add, command, measured
 from gbn.ticktock import schedule
 from pipeline.recipes import RECIPES
 
@@ -24,7 +24,8 @@ def test_each_variant_differs_from_the_default_in_what_it_names() -> None:
         for name in VARIANTS
     }
     assert changed == {
-        "no-refit": {"refit"},
+        "no-refit": {"refit_below"},
+        "refit": {"refit_below"},
         "plain-threshold": {"rank"},
         "whole-score-batches": {"score_batch"},
         "one-cut": {"schedule"},
@@ -35,6 +36,16 @@ def test_each_variant_differs_from_the_default_in_what_it_names() -> None:
         "shifted-images": {"augment"},
     }
     assert recipe_of("default") is RECIPES["default"]
+
+
+@pytest.mark.parametrize("passes", EPOCHS)
+def test_refits_are_taken_out_where_they_are_and_put_in_where_not(passes: int) -> None:
+    phases = schedule(budget=78 * passes, target=0.3)
+    for name in ("refit", "no-refit"):
+        differs = recipe_of(name).refits(phases) != RECIPES["default"].refits(phases)
+        assert differs == (passes in VARIANTS[name].plays_in)
+        cells = {cell.name for cell in wanted([passes], [0])}
+        assert (f"{name}-0.3-{passes}-0" in cells) == differs
 
 
 @pytest.mark.parametrize("budget", [0, 78, 390])
@@ -88,4 +99,4 @@ def test_the_page_has_other_seeds_where_something_of_them_was_measured() -> None
     assert {cell.seed for cell in shown({})} == {0}
     of_default = {"default-0.3-5-2": GOOD}
     assert {cell.seed for cell in shown(of_default)} == {0}
-    assert {cell.seed for cell in shown(of_default | {"no-refit-0.3-5-2": GOOD})} == {0, 2}
+    assert {cell.seed for cell in shown(of_default | {"refit-0.3-5-2": GOOD})} == {0, 2}
