@@ -4,12 +4,13 @@ Runs `compress --target-flops 0.8` and `0.6` without `--data` on the trained CIF
 three seeds, then measures what no such run can know: the top-1 of the files on the 10,000 real test
 images. Beside it Torch-Pruning's global magnitude pruning to the same cost, recovered on the very
 images that each run made, by as many training steps, and onnxsim's structured pruning of the file.
-Writes docs/data-free.md after each seed; exits with 1 where in any run the top-1 falls by more than
-is allowed or the run takes more than 30 minutes of CPU. Images and weights are read from ../shared;
-where they are absent it says so and exits with 0.
+Writes docs/data-free.md; exits with 1 where in any run the top-1 falls by more than is allowed or
+the run takes more than 30 minutes of CPU. Images and weights are read from ../shared; where they
+are absent it says so and exits with 0.
 
-`--seed S` (repeatable) chooses seeds. `--check-only` measures what earlier runs left and runs only
-what is missing. CIFAR_JPEG=FOLDER names images that are unpacked already.
+`--seed S` (repeatable) runs one seed alone; the page has all that are finished. `--check-only`
+measures what earlier runs left and runs only what is missing. CIFAR_JPEG=FOLDER names images that
+are unpacked already.
 """
 
 import argparse
@@ -69,6 +70,11 @@ class Outcome:
     peer: dict[str, float] | None
 
     @property
+    def seed(self) -> int:
+        """Of the run."""
+        return int(self.report["environment"]["seed"])
+
+    @property
     def lost_points(self) -> float:
         """Top-1 lost."""
         return 100 * (self.before - self.after)
@@ -82,6 +88,11 @@ class Outcome:
 def folder_of(share: str, seed: int) -> Path:
     """Where a run leaves its files."""
     return RUNS / f"data-free-{share.replace('.', '')}-{seed}"
+
+
+def is_finished(share: str, seed: int) -> bool:
+    """Whether a run is there to be measured."""
+    return (folder_of(share, seed) / "timing.json").is_file()
 
 
 def command(share: str, seed: int) -> list[str]:
@@ -105,7 +116,9 @@ def run(share: str, seed: int) -> None:
         "wall_minutes": (time.monotonic() - start) / 60,
         "cpu_minutes": (_children_s() - used) / 60,
     }
-    (out / "timing.json").write_text(json.dumps({"exit_code": code} | minutes))
+    if code:
+        raise SystemExit(f"compress ended with exit code {code}")
+    (out / "timing.json").write_text(json.dumps(minutes))
 
 
 def _children_s() -> float:
@@ -126,16 +139,18 @@ def measure(share: str, seed: int, images: Array, labels: Labels) -> Outcome:
         agreeing=float((before == after).mean()),
         report=report,
         cpu_minutes=json.loads((out / "timing.json").read_text())["cpu_minutes"],
-        peer=_peer(share, out, images, labels),
+        peer=peer_of(share, seed, images, labels),
     )
 
 
-def _peer(share: str, out: Path, images: Array, labels: Labels) -> dict[str, float] | None:
-    if not (PEERS / "torch_pruning").is_dir():
-        return None
+def peer_of(share: str, seed: int, images: Array, labels: Labels) -> dict[str, float] | None:
+    """The peer on what a run made; None where it is neither measured nor installed."""
+    out = folder_of(share, seed)
     kept_file = out / "peer.json"
     if not kept_file.is_file():
-        found = peer_top1(float(share), out, WEIGHTS, (images, labels))
+        if not (PEERS / "torch_pruning").is_dir():
+            return None
+        found = peer_top1(float(share), out, WEIGHTS, (images, labels), seed)
         kept_file.write_text(json.dumps(found))
     peer: dict[str, float] = json.loads(kept_file.read_text())
     return peer
@@ -195,15 +210,18 @@ def _spread(values: Sequence[float]) -> str:
     return f"{_mean(values):.2%}{ends}"
 
 
-def onnxsim_rows(share: str, out: Path, images: Array, labels: Labels) -> list[tuple[str, ...]]:
-    """The cells of onnxsim's rows, one for each way it decides; it draws nothing."""
-    before = float((top_classes(out / "stages" / "baseline.onnx", images) == labels).mean())
+def onnxsim_rows(outcome: Outcome, images: Array, labels: Labels) -> list[tuple[str, ...]]:
+    """The cells of onnxsim's rows, one for each way it decides, on the original of this run.
+
+    One run's will do: nothing is drawn.
+    """
+    share, out = outcome.share, folder_of(outcome.share, outcome.seed)
     rows = []
     for number, way in enumerate(WAYS):
         path = out / f"onnxsim-{number}.onnx"
         kept = pruned(float(share), out / "stages" / "baseline.onnx", path, way)
         top1 = float((top_classes(path, images) == labels).mean())
-        lost = f"{100 * (top1 - before):+.2f} points"
+        lost = f"{100 * (top1 - outcome.before):+.2f} points"
         rows.append((f"{kept:.1%}", f"onnxsim, {way}", f"{top1:.2%}", lost, "", "", "", ""))
     return rows
 
@@ -213,14 +231,16 @@ def document(
 ) -> str:
     """The content of docs/data-free.md; outcomes: by target, one a seed."""
     first = next(iter(outcomes.values()))
-    made, seeds = first[0].report["data_free"], [o.report["environment"]["seed"] for o in first]
-    words = shlex.join(command(first[0].share, seeds[0]))
+    made, seeds = first[0].report["data_free"], [str(outcome.seed) for outcome in first]
+    words = shlex.join(command(first[0].share, first[0].seed))
+    of_seeds = f"seeds {', '.join(seeds)}: means, and of top-1 the lowest and the highest"
     left_out = f"Not measured, so not in the table: {'; '.join(missing)}.\n\n" if missing else ""
     return (
         "# A trained ResNet-20 without its data\n\n"
         f"    {words}\n\n"
-        f"Run and checked by `make bench-data-free` with {measured_with()}, seeds "
-        f"{', '.join(map(str, seeds))}: means, and of top-1 the lowest and the highest. The runs "
+        "and the same with other targets and seeds. "
+        f"Run and checked by `make bench-data-free` with {measured_with()}, "
+        f"{of_seeds if len(seeds) > 1 else f'seed {seeds[0]}'}. The runs "
         f"saw no image: they made {made['images']} from the {made['made_from']}, {made['steps']} "
         f"steps each, and {made['held_out']} more to measure fidelity by. "
         f"Top-1 is that of the ONNX files on the 10,000 real test images of the JPEG "
@@ -233,7 +253,7 @@ def document(
         "the same share of the MACs. Pruned as it comes, the network no longer runs (its padded "
         "shortcuts are not followed), so the layers that write to the residual stream are "
         "ignored; its norms are renewed and it is trained on the images of each run above, with "
-        "the same loss, learning rate and number of training steps.\n\n"
+        "the same loss, learning rate, seed and number of training steps.\n\n"
         "onnxsim 0.8.1 prunes the exported file itself (`apply_structured_pruning`), by the size "
         "of its weights, the same share of every layer or by one threshold "
         "(`global_sparsity=True`); it recovers nothing.\n"
@@ -244,10 +264,9 @@ def write(outcomes: Mapping[str, Sequence[Outcome]], images: Array, labels: Labe
     """docs/data-free.md, and its rows to the terminal."""
     rows, missing = [], []
     for share, runs in outcomes.items():
-        seed = runs[0].report["environment"]["seed"]
         rows.append(own_row(runs))
         if is_installed():
-            rows += onnxsim_rows(share, folder_of(share, seed), images, labels)
+            rows += onnxsim_rows(runs[0], images, labels)
         else:
             missing.append(f"onnxsim at {share} (not installed in bench-runs/peers)")
         peer = peer_row(runs)
@@ -272,13 +291,18 @@ def main(arguments: list[str]) -> int:
         print(f"skipped: {ARCHIVE} or {WEIGHTS} is absent")
         return 0
     images, labels = load_images(folder / "test")
-    outcomes: dict[str, list[Outcome]] = {share: [] for share in ALLOWED_POINTS}
-    for seed in options.seed or SEEDS:
-        for share, runs in outcomes.items():
-            if not (options.check_only and (folder_of(share, seed) / "timing.json").is_file()):
+    chosen = sorted({*(options.seed or SEEDS)})
+    for seed in chosen:
+        for share in ALLOWED_POINTS:
+            if not (options.check_only and is_finished(share, seed)):
                 run(share, seed)
-            runs.append(measure(share, seed, images, labels))
-        write(outcomes, images, labels)
+            peer_of(share, seed, images, labels)
+    others = [seed for seed in SEEDS if all(is_finished(share, seed) for share in ALLOWED_POINTS)]
+    outcomes = {
+        share: [measure(share, seed, images, labels) for seed in sorted({*chosen, *others})]
+        for share in ALLOWED_POINTS
+    }
+    write(outcomes, images, labels)
     held = (outcome.holds for runs in outcomes.values() for outcome in runs)
     return 0 if all(held) else 1
 

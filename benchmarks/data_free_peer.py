@@ -34,16 +34,16 @@ _BISECTIONS = 12
 
 
 def peer_top1(
-    share: float, run: Path, weights: Path, test: tuple[Array, Labels]
+    share: float, run: Path, weights: Path, test: tuple[Array, Labels], seed: int
 ) -> dict[str, float]:
     """{kept, top1, cpu_minutes} of the peer's network after recovery."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     before_s = _cpu_s()
     original = resnet20()
     original.load_state_dict(load_file(weights))
     original.eval()
     model, kept = pruned(original, share)
-    recover(model, original, made_data(run), share)
+    recover(model, original, made_data(run, seed), share, seed)
     return {
         "kept": kept,
         "top1": _top1(model, *test),
@@ -91,18 +91,18 @@ def _prune(model: CifarResNet, ratio: float) -> float:
     return float(after / before)
 
 
-def made_data(run: Path) -> Data:
+def made_data(run: Path, seed: int) -> Data:
     """The images that the run learnt from, without those it held out."""
     payload: dict[str, Any] = torch.load(run / "stages" / "01-images.pt")["payload"]
     size = payload["plan"]["batch_size"]
     held_out = max(payload["plan"]["batches"] // 5, 1)
     images = torch.cat(payload["batches"][:-held_out]).float()
-    return made_images(images, images, size, seed=0)
+    return made_images(images, images, size, seed=seed)
 
 
-def recover(model: nn.Module, original: nn.Module, data: Data, share: float) -> None:
+def recover(model: nn.Module, original: nn.Module, data: Data, share: float, seed: int) -> None:
     """As many training steps as a run of the same target takes in tocks and fine-tuning."""
-    settings = TrainingSettings(peak_lr=MADE_PEAK_LR, objective=OriginalClasses())
+    settings = TrainingSettings(peak_lr=MADE_PEAK_LR, objective=OriginalClasses(), seed=seed)
     console = RunConsole()
     fabric = Fabric(accelerator="cpu", devices=1)
     trainer = Trainer(fabric, data, original, settings, console)

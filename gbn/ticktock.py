@@ -20,7 +20,7 @@ _MIN_SCORED = 18  # batches over all ticks, unless that is more than a quarter o
 _MAX_SCORE_BATCHES = 16
 _MIN_SCORE_BATCHES = 6  # a tick, so that what goes is no matter of luck
 _MIN_TICKS = 3
-_MIN_TOCK = 20  # batches: a shorter one undoes a refit and recovers nothing
+_MIN_TOCK = 20  # batches: a shorter one recovers little, and a cut after it loses that
 _FULL_RATE = 100  # batches of fine-tuning worth the whole peak rate: short ways, small steps
 
 # You et al. 2019 and the authors' settings, in passes over the training set.

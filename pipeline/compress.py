@@ -232,7 +232,7 @@ class Compressor:
         original."""
         assert self._trainer is not None
         trains = [phase.kind != "tick" for phase in self._phases]
-        if not self._goal.recipe.refits(self._phases):
+        if not self._refits():
             self._trainer.renew_statistics(small)
         elif any(trains[: now.done]):
             # what a trained network computes by now is its own; before, the original is the aim
@@ -240,6 +240,9 @@ class Compressor:
         else:
             self._trainer.repair(self._original, small, plan, last=not any(trains))
         small.cpu()
+
+    def _refits(self) -> bool:
+        return self._goal.recipe.refits(self._phases, self._original)
 
     def _recover(self, now: Compressed, phase: Phase, label: str) -> None:
         assert self._trainer is not None, "only ticks are scheduled without data"
@@ -274,9 +277,9 @@ class Compressor:
         self._run.save_stage(_STAGE, payload)
 
     def _made_for(self) -> str:
-        """What atom numbers and phases mean: the groups, the schedule's version."""
+        """What atom numbers and phases mean, and what is done after a cut."""
         groups = [(g.name, g.layers, g.atoms, g.size) for g in self._groups.groups]
-        content = repr((version("gbn-compress"), self._phases, groups))
+        content = repr((version("gbn-compress"), self._phases, groups, self._refits()))
         return hashlib.sha256(content.encode()).hexdigest()
 
     def _restored(self) -> Compressed:

@@ -68,7 +68,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of scoring, refits, training and making images; proofs, export, verifying come on top."""
+        """Of scoring, refits, training and making images; all else comes on top."""
         made = self.images[1] if self.images else 0.0
         return made + sum(planned.seconds for planned in self.phases)
 
@@ -89,9 +89,10 @@ class Forecast:
                 f"{planned.kind}: {planned.count} x, {planned.batches} batches of "
                 f"{self.batch_size} in all{refits}, about {_duration(planned.seconds)}"
             )
+        refits = ", refits" if any(planned.refits for planned in self.phases) else ""
         yield (
-            f"estimate: {_duration(self.seconds)} of scoring, refits and training on this machine; "
-            "proofs, export and verify come on top"
+            f"estimate: {_duration(self.seconds)} of scoring{refits} and training on this machine; "
+            "proofs, statistics of norms, export and verify come on top"
         )
 
 
@@ -200,14 +201,16 @@ def _refit_seconds(
 ) -> float:
     """Of a refit after the whole cut, by the size of weights; 0 where there is none."""
     groups, device = baseline.groups, baseline.device
-    if not goal.recipe.refits(phases) or not any(phase.kind == "tick" for phase in phases):
+    original = baseline.loaded.module
+    if not any(phase.kind == "tick" for phase in phases):
+        return 0.0
+    if not goal.recipe.refits(phases, original):
         return 0.0
     macs = gbn.CostModel.macs(groups)
     everything = np.ones(groups.num_atoms, dtype=np.bool_)
     wanted = int(share * macs.total(everything))
     least = gbn.smallest(groups, macs, goal.settings)
     limit = gbn.Limit(cost=macs, at_most=max(wanted, least), unit="MACs")
-    original = baseline.loaded.module
     scores = gbn.magnitude_scores(original, groups)
     alive = gbn.choose_within(groups, scores, [limit], settings=goal.settings)
     plan = gbn.PrunePlan.of(groups, alive)

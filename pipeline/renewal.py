@@ -1,16 +1,17 @@
 """What is made good after a cut without training: the images for it, and running statistics.
 
 Enters: a network in eval mode, and training images as they are. Leaves: one batch to refit layers
-on, or batch norms whose statistics are those of the images.
+on, or batch norms whose statistics are those of the images. Which of the two: `Recipe.refits`.
 """
 
 from collections.abc import Iterable
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
 
 import gbn
-from gbn.norms import tracked_norms
+from gbn.norms import BatchNorm, tracked_norms
 from pipeline.data import Data
 
 _REFIT_IMAGES, _REFIT_ROWS = 256, 16384
@@ -48,6 +49,9 @@ def renew_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.train()  # and nothing else: dropout would distort what norms see
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
+        if isinstance(norm, nn.SyncBatchNorm):
+            # its own would wait for the other processes, which do not run this
+            norm.forward = MethodType(BatchNorm.forward, norm)  # type: ignore[method-assign]
     whole = 0
     try:
         with torch.no_grad():
@@ -59,4 +63,5 @@ def renew_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
+            vars(norm).pop("forward", None)
         model.eval()

@@ -8,6 +8,7 @@ from benchmarks import accuracy_cells
 from benchmarks.ablated import VARIANTS, one_cut, recipe_of, with_tocks
 from benchmarks.ablation import document, rows, shown, wanted
 from benchmarks.accuracy_cells import EPOCHS, Cell, add, command, measured
+from benchmarks.cifar_models import resnet20
 from gbn.ticktock import schedule
 from pipeline.recipes import RECIPES
 
@@ -40,9 +41,11 @@ def test_each_variant_differs_from_the_default_in_what_it_names() -> None:
 
 @pytest.mark.parametrize("passes", EPOCHS)
 def test_refits_are_taken_out_where_they_are_and_put_in_where_not(passes: int) -> None:
-    phases = schedule(budget=78 * passes, target=0.3)
+    phases, network = schedule(budget=78 * passes, target=0.3), resnet20()
     for name in ("refit", "no-refit"):
-        differs = recipe_of(name).refits(phases) != RECIPES["default"].refits(phases)
+        differs = recipe_of(name).refits(phases, network) != RECIPES["default"].refits(
+            phases, network
+        )
         assert differs == (passes in VARIANTS[name].plays_in)
         cells = {cell.name for cell in wanted([passes], [0])}
         assert (f"{name}-0.3-{passes}-0" in cells) == differs

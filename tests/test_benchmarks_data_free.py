@@ -46,5 +46,7 @@ def test_the_page_names_the_seeds_and_a_command_that_runs_one() -> None:
     second = replace(RUN, report=RUN.report | {"environment": {"seed": 2}})
     page = document({"0.8": [RUN, second]}, [own_row([RUN, second])], ["the peer"])
     assert "seeds 0, 2: means" in page
+    one = document({"0.8": [RUN]}, [own_row([RUN])], [])
+    assert "seed 0. The" in one and "means" not in one
     assert "Not measured, so not in the table: the peer." in page
     assert f"    {' '.join(command('0.8', 0))}\n" in page

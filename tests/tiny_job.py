@@ -44,12 +44,12 @@ def make_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return images.astype(np.uint8), labels.astype(np.int64)
 
 
-def write_job(folder: Path) -> dict[str, Path]:
+def write_job(folder: Path, source: str = ARCH_SOURCE) -> dict[str, Path]:
     """arch.py, model.pt (a state dict of a trained network) and data.npz in `folder`."""
     arch = folder / "arch.py"
-    arch.write_text(ARCH_SOURCE)
+    arch.write_text(source)
     scope: dict[str, type[nn.Module]] = {}
-    exec(ARCH_SOURCE, scope)
+    exec(source, scope)
     torch.manual_seed(0)
     model = scope["Tiny"]()
     x, y = make_images(512, 0)
