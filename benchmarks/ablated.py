@@ -46,7 +46,7 @@ def with_tocks(*, budget: int, target: float) -> tuple[Phase, ...]:
 class Variant:
     """A part of the recipe, changed: in words for the page, and how.
 
-    plays_in: the numbers of passes at which the default has this part.
+    plays_in: the numbers of passes at which it differs from the default.
     """
 
     instead: str
@@ -54,9 +54,7 @@ class Variant:
     plays_in: tuple[int, ...] = (0, 1, 5)
 
 
-def _in_training(instead: str, change: Callable[[Recipe], Recipe]) -> Variant:
-    return Variant(instead=instead, change=change, plays_in=(1, 5))
-
+_TRAINED = (1, 5)
 
 VARIANTS = {
     "no-refit": Variant(
@@ -81,25 +79,30 @@ VARIANTS = {
         instead="all goes at once, after the same scoring",
         change=lambda recipe: replace(recipe, schedule=one_cut),
     ),
-    "tocks": _in_training(
-        "a quarter of the training lies between the cuts",
-        lambda recipe: replace(recipe, schedule=with_tocks),
+    "tocks": Variant(
+        instead="a quarter of the training lies between the cuts",
+        change=lambda recipe: replace(recipe, schedule=with_tocks),
+        plays_in=_TRAINED,
     ),
-    "no-streams": _in_training(
-        "the original teaches by its outputs alone",
-        lambda recipe: replace(recipe, stream_weight=0.0),
+    "no-streams": Variant(
+        instead="the original teaches by its outputs alone",
+        change=lambda recipe: replace(recipe, stream_weight=0.0),
+        plays_in=_TRAINED,
     ),
-    "no-teacher": _in_training(
-        "labels alone teach",
-        lambda recipe: replace(recipe, stream_weight=0.0, distill=False),
+    "no-teacher": Variant(
+        instead="labels alone teach",
+        change=lambda recipe: replace(recipe, stream_weight=0.0, distill=False),
+        plays_in=_TRAINED,
     ),
-    "peak-0.02": _in_training(
-        "a lower peak of the learning rate",
-        lambda recipe: replace(recipe, peak_lr=0.02),
+    "peak-0.02": Variant(
+        instead="a lower peak of the learning rate",
+        change=lambda recipe: replace(recipe, peak_lr=0.02),
+        plays_in=_TRAINED,
     ),
-    "shifted-images": _in_training(
-        "images are mirrored and shifted, as is usual",
-        lambda recipe: replace(recipe, augment=lambda _epochs: "standard"),
+    "shifted-images": Variant(
+        instead="images are mirrored and shifted, as is usual",
+        change=lambda recipe: replace(recipe, augment=lambda _epochs: "standard"),
+        plays_in=_TRAINED,
     ),
 }
 
