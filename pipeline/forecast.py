@@ -89,9 +89,9 @@ class Forecast:
                 f"{planned.kind}: {planned.count} x, {planned.batches} batches of "
                 f"{self.batch_size} in all{refits}, about {_duration(planned.seconds)}"
             )
-        refits = ", refits" if any(planned.refits for planned in self.phases) else ""
+        work = ", refits" if any(planned.refits for planned in self.phases) else ""
         yield (
-            f"estimate: {_duration(self.seconds)} of scoring{refits} and training on this machine; "
+            f"estimate: {_duration(self.seconds)} of scoring{work} and training on this machine; "
             "proofs, statistics of norms, export and verify come on top"
         )
 
@@ -201,10 +201,8 @@ def _refit_seconds(
 ) -> float:
     """Of a refit after the whole cut, by the size of weights; 0 where there is none."""
     groups, device = baseline.groups, baseline.device
-    original = baseline.loaded.module
-    if not any(phase.kind == "tick" for phase in phases):
-        return 0.0
-    if not goal.recipe.refits(phases, original):
+    original, cuts = baseline.loaded.module, any(phase.kind == "tick" for phase in phases)
+    if not cuts or not goal.recipe.refits(phases, original):
         return 0.0
     macs = gbn.CostModel.macs(groups)
     everything = np.ones(groups.num_atoms, dtype=np.bool_)

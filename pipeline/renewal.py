@@ -49,9 +49,10 @@ def renew_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.train()  # and nothing else: dropout would distort what norms see
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
-        if isinstance(norm, nn.SyncBatchNorm):
-            # its own would wait for the other processes, which do not run this
-            norm.forward = MethodType(BatchNorm.forward, norm)  # type: ignore[method-assign]
+    synchronised = [norm for norm in norms if isinstance(norm, nn.SyncBatchNorm)]
+    for norm in synchronised:
+        # its own would wait for the other processes, which do not run this
+        norm.forward = MethodType(BatchNorm.forward, norm)  # type: ignore[method-assign]
     whole = 0
     try:
         with torch.no_grad():
@@ -63,5 +64,6 @@ def renew_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            vars(norm).pop("forward", None)
+        for norm in synchronised:
+            del norm.forward
         model.eval()

@@ -164,7 +164,7 @@ def test_a_dry_run_tells_the_plan_and_its_time_and_writes_nothing(
     # 512 images in batches of 64, two passes: 16 batches in all
     batches = re.findall(r"(tick|tock|finetune): \d+ x, (\d+) batches of 64 in all", result.stdout)
     assert sum(int(count) for _, count in batches) == 16
-    assert re.search(r"estimate: \d+ s of scoring, refits and training on", result.stdout)
+    assert re.search(r"estimate: \d+ s of scoring, refits and training on this", result.stdout)
     assert not (tmp_path / "dry").exists()
 
 

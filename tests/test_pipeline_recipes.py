@@ -140,3 +140,10 @@ def test_one_process_renews_norms_that_are_synchronised_by_itself(
     renew_statistics(model, [images])
     assert torch.allclose(model[0].running_mean, images.mean((0, 2, 3)))
     assert "forward" not in vars(model[0])
+
+
+def test_a_norm_keeps_a_forward_of_its_own() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(2)).eval()
+    model[0].forward = own = model[0].forward
+    renew_statistics(model, [torch.randn(64, 2, 4, 4)])
+    assert vars(model[0])["forward"] is own
