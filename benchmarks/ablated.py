@@ -89,6 +89,11 @@ VARIANTS = {
         change=lambda recipe: replace(recipe, stream_weight=0.0),
         plays_in=_TRAINED,
     ),
+    "weak-streams": Variant(
+        instead="the original's streams weigh 30 in the loss, not 100",
+        change=lambda recipe: replace(recipe, stream_weight=30.0),
+        plays_in=_TRAINED,
+    ),
     "no-teacher": Variant(
         instead="labels alone teach",
         change=lambda recipe: replace(recipe, stream_weight=0.0, distill=False),

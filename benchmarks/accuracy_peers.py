@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -67,6 +68,8 @@ METHODS = {
 def main(method: str, keep: float, epochs: int, seed: int) -> dict[str, Any]:
     """Prune, recover, export, measure; whatever the peer raises ends the process."""
     sys.path.insert(0, str(PEERS))
+    import torch_pruning  # noqa: F401  # here, so that no cut seems to take longer for it
+
     torch.set_num_threads(1)
     seed_everything(seed, verbose=False)
     peer, original = METHODS[method], trained_network()
@@ -96,13 +99,20 @@ def main(method: str, keep: float, epochs: int, seed: int) -> dict[str, Any]:
             accumulate(model, trainer.stream.take(0, score))
         return prune(pruner, model, keep)
 
+    began = monotonic()
     model, note = cut_with_fallback(cut)
     trainer.renew_statistics(model)
-    left = budget - sparse - (score if budget else 0)
+    left, cut_at = budget - sparse - (score if budget else 0), monotonic()
     if left:
         train(model, left, budget - left)
-    measured = measure(model.eval(), images)
-    return measured | {"note": note, "images": (sparse + score + left) * 128}
+    ended = monotonic()
+    told = {
+        "note": note,
+        "images": (sparse + score + left) * 128,
+        "recipe_seconds": round(ended - began, 1),
+        "training_seconds": round(ended - cut_at, 1),  # of what follows the cut
+    }
+    return measure(model.eval(), images) | told
 
 
 def cut_with_fallback(cut: Any) -> tuple[nn.Module, str]:

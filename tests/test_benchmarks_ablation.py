@@ -32,6 +32,7 @@ def test_each_variant_differs_from_the_default_in_what_it_names() -> None:
         "one-cut": {"schedule"},
         "tocks": {"schedule"},
         "no-streams": {"stream_weight"},
+        "weak-streams": {"stream_weight"},
         "no-teacher": {"stream_weight", "distill"},
         "peak-0.02": {"peak_lr"},
         "shifted-images": {"augment"},

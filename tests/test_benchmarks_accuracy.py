@@ -1,5 +1,6 @@
 """The accuracy table says what is measured, what is not, and what failed; images are fixed."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import accuracy_b, accuracy_cells, accuracy_data, accuracy_peers
+from benchmarks import accuracy, accuracy_b, accuracy_cells, accuracy_data, accuracy_peers
 from benchmarks.accuracy_cells import Cell, add, cells, is_current, measured
 from benchmarks.accuracy_page import HEADER, document, rows, standing
 from benchmarks.cifar_models import resnet20
@@ -89,7 +90,7 @@ def test_measured_failed_earlier_and_missing_cells_are_told_apart() -> None:
     found = rows(every, measured())
     assert found[0] == (
         *("40%", "1", "default", "2", "82.50%", "80.00%", "85.00%"),
-        *("39.9%", "50.0%", "9,984", "61", "50", "950"),
+        *("39.9%", "50.0%", "9,984", "", "61", "50", "950"),
     )
     assert found[1][3:5] == ("0, 1 failed: exit code 1: Boom", "not measured yet")
     assert found[2][2:5] == ("tp-bn-scale*", "1", "85.00%")
@@ -118,8 +119,28 @@ def test_default_is_compared_with_the_best_peer_on_the_seeds_that_both_have() ->
         add(every[number], code, GOOD | {"accuracy": top})
     assert standing(every, measured(), 0.4, 1) == (
         *("40%", "1", "85.00% (n = 2)", "79.00%* (n = 2), tp-group-norm"),
-        *("+6.00 points [+5.00, +7.00]", "not measured yet"),
+        *("+6.00 points [+5.00, +7.00]", "not measured yet", ""),
     )
+
+
+def test_the_recipes_time_is_set_beside_that_of_fine_tuning_alone() -> None:
+    every = cells(["default", "tp-group-magnitude"], [0.4], [1], [0, 1])
+    for number, seconds in enumerate((60.0, 30.0, 70.0, 40.0)):
+        add(every[number], "any", GOOD | {"recipe_seconds": 66.0, "training_seconds": seconds})
+    add(every[1], "any", GOOD | {"training_seconds": 60.0, "recipe_seconds": 70.0})
+    assert standing(every, measured(), 0.4, 1)[-1] == "1.32x"  # 66 over the mean of 60 and 40
+
+
+def test_the_recipes_seconds_are_those_of_its_phases(tmp_path: Path) -> None:
+    names = {"baseline": 10.0, "tick 1": 1.5, "tock 1": 2.0, "finetune 1": 4.0, "verify": 20.0}
+    report = {
+        "accuracy": {"after": 0.8, "before": 0.9, "samples": 10},
+        "flops": {"kept": 0.4},
+        "params": {"kept": 0.5},
+        "stages": [{"name": name, "seconds": seconds} for name, seconds in names.items()],
+    }
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert accuracy.read_report(tmp_path, cell())["recipe_seconds"] == 7.5
 
 
 def test_the_same_images_of_each_class_are_taken_every_time(tmp_path: Path) -> None:
