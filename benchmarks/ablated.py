@@ -90,7 +90,8 @@ VARIANTS = {
         plays_in=_TRAINED,
     ),
     "weak-streams": Variant(
-        instead="the original's streams weigh 30 in the loss, not 100",
+        instead="the original's streams weigh 30 in the loss, not "
+        f"{RECIPES['default'].stream_weight:g}",
         change=lambda recipe: replace(recipe, stream_weight=30.0),
         plays_in=_TRAINED,
     ),

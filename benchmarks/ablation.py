@@ -76,10 +76,12 @@ def _told(name: str, passes: int, every: Sequence[Cell], outcomes: Outcomes) -> 
     mean, beside = (found.mean("accuracy", seeds) for found in (own, default))
     if mean is None or beside is None:
         return "not measured"
-    star = own.mark(seeds) or default.mark(seeds)
+    star = own.mark(seeds)
     count = "" if len(seeds) == 1 else f", n = {len(seeds)}"
     if name == "default":
         return f"{mean:.2%}{star}{count}"
+    if star != default.mark(seeds):
+        return f"{mean:.2%}{star}"  # the rest of the recipe differs too
     return f"{mean:.2%}{star} ({100 * (mean - beside):+.2f}{count})"
 
 

@@ -277,9 +277,10 @@ class Compressor:
         self._run.save_stage(_STAGE, payload)
 
     def _made_for(self) -> str:
-        """What atom numbers and phases mean, and what is done after a cut."""
+        """What atom numbers and phases mean, and the recipe's numbers."""
         groups = [(g.name, g.layers, g.atoms, g.size) for g in self._groups.groups]
-        content = repr((version("gbn-compress"), self._phases, groups, self._refits()))
+        recipe = {k: v for k, v in vars(self._goal.recipe).items() if not callable(v)}
+        content = repr((version("gbn-compress"), self._phases, groups, recipe))
         return hashlib.sha256(content.encode()).hexdigest()
 
     def _restored(self) -> Compressed:

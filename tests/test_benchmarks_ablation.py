@@ -92,7 +92,8 @@ def test_the_table_has_differences_of_what_was_measured(
     found = {row[0]: row[2:] for row in rows(every, measured())}
     assert found["default"] == ("80.00%", "not measured")
     assert found["no-refit"] == ("50.00% (-30.00)", "not measured")
-    assert found["one-cut"] == ("81.00%* (+1.00)", "not measured")
+    # of earlier code, which may differ in more than this part
+    assert found["one-cut"] == ("81.00%*", "not measured")
     assert found["tocks"] == ("", "not measured")
     # without the default beside it there is nothing to tell
     assert found["no-streams"] == ("", "not measured")

@@ -90,7 +90,7 @@ def test_measured_failed_earlier_and_missing_cells_are_told_apart() -> None:
     found = rows(every, measured())
     assert found[0] == (
         *("40%", "1", "default", "2", "82.50%", "80.00%", "85.00%"),
-        *("39.9%", "50.0%", "9,984", "", "61", "50", "950"),
+        *("39.9%", "50.0%", "9,984", "61", "50", "950"),
     )
     assert found[1][3:5] == ("0, 1 failed: exit code 1: Boom", "not measured yet")
     assert found[2][2:5] == ("tp-bn-scale*", "1", "85.00%")
@@ -124,11 +124,35 @@ def test_default_is_compared_with_the_best_peer_on_the_seeds_that_both_have() ->
 
 
 def test_the_recipes_time_is_set_beside_that_of_fine_tuning_alone() -> None:
-    every = cells(["default", "tp-group-magnitude"], [0.4], [1], [0, 1])
-    for number, seconds in enumerate((60.0, 30.0, 70.0, 40.0)):
-        add(every[number], "any", GOOD | {"recipe_seconds": 66.0, "training_seconds": seconds})
-    add(every[1], "any", GOOD | {"training_seconds": 60.0, "recipe_seconds": 70.0})
-    assert standing(every, measured(), 0.4, 1)[-1] == "1.32x"  # 66 over the mean of 60 and 40
+    every = cells(["default", "tp-group-magnitude"], [0.4], [1], [0, 1, 2])
+    quiet = GOOD | {"seconds": 100.0, "cpu_seconds": 98.0}
+
+    def told(*times: dict[str, float]) -> str:
+        for number, changed in enumerate(times):
+            add(every[number], every[number].code(), quiet | changed)
+        return standing(every, measured(), 0.4, 1)[-1]
+
+    assert told({}, {}) == ""
+    assert told({"recipe_seconds": 66.0}) == ""
+    assert told({"recipe_seconds": 0.0}, {"training_seconds": 0.0}) == ""
+    first = ({"recipe_seconds": 66.0}, {"training_seconds": 60.0})
+    assert told(*first) == "1.10x (n = 1)"
+    second = ({"recipe_seconds": 65.0}, {"training_seconds": 50.0})
+    assert told(*first, *second) == "1.20x [1.10, 1.30] (n = 2)"
+    # one that had to wait for its core tells nothing of the recipe
+    busy = ({"recipe_seconds": 500.0, "cpu_seconds": 70.0}, {"training_seconds": 50.0})
+    assert told(*first, *second, *busy) == "1.20x [1.10, 1.30] (n = 2)"
+    add(every[2], "another", quiet | {"recipe_seconds": 65.0})
+    assert standing(every, measured(), 0.4, 1)[-1] == "1.10x (n = 1)"
+
+
+def test_times_of_two_processors_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = cells(["default", "tp-group-magnitude"], [0.4], [1], [0])
+    quiet = GOOD | {"seconds": 100.0, "cpu_seconds": 98.0}
+    add(every[0], every[0].code(), quiet | {"recipe_seconds": 66.0})
+    monkeypatch.setattr(accuracy_cells, "measured_with", lambda: "another processor")
+    add(every[1], every[1].code(), quiet | {"training_seconds": 60.0})
+    assert standing(every, measured(), 0.4, 1)[-1] == ""
 
 
 def test_the_recipes_seconds_are_those_of_its_phases(tmp_path: Path) -> None:
@@ -141,6 +165,10 @@ def test_the_recipes_seconds_are_those_of_its_phases(tmp_path: Path) -> None:
     }
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert accuracy.read_report(tmp_path, cell())["recipe_seconds"] == 7.5
+    del report["stages"][1:4]  # type: ignore[attr-defined]
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="no phase among"):
+        accuracy.read_report(tmp_path, cell())
 
 
 def test_the_same_images_of_each_class_are_taken_every_time(tmp_path: Path) -> None:

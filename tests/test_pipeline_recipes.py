@@ -101,13 +101,16 @@ def test_a_run_refits_as_its_dry_run_says(
     assert calls == {"refit" if refits else "renew_statistics": cuts}
 
 
-def test_a_run_that_began_under_another_rule_does_not_go_on(
-    jobs: dict[str, dict[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("other", [{"refit_below": 1000}, {"stream_weight": 30.0}])
+def test_a_run_that_began_with_another_recipe_does_not_go_on(
+    jobs: dict[str, dict[str, Path]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    other: dict[str, Any],
 ) -> None:
     args = arguments(jobs["normed"], tmp_path / "out", *LONG)
     with monkeypatch.context() as before:
-        always = replace(RECIPES["default"], refit_below=1000)
-        before.setitem(RECIPES, "default", always)
+        before.setitem(RECIPES, "default", replace(RECIPES["default"], **other))
         before.setattr(compress.Compressor, "_recover", _stopped)
         assert run(*args).exit_code != 0
     message = refused(*args, "--resume")
