@@ -81,7 +81,7 @@ def _told(name: str, passes: int, every: Sequence[Cell], outcomes: Outcomes) -> 
     if name == "default":
         return f"{mean:.2%}{star}{count}"
     if star != default.mark(seeds):
-        return f"{mean:.2%}{star}"  # the rest of the recipe differs too
+        return f"{mean:.2%}{star}{count}"  # the rest of the recipe differs too
     return f"{mean:.2%}{star} ({100 * (mean - beside):+.2f}{count})"
 
 
