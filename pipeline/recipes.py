@@ -50,8 +50,9 @@ _UNMOVED_EPOCHS, _MIRRORED_EPOCHS = 2, 10
 
 # Batches. A refit is a head start of a few dozen steps where new statistics of norms give most of
 # it too: on CIFAR it gained up to a point with 60 batches of training (a tenth by the mean, since
-# streams weigh more), nothing with 140 and 210, and cost half a point with 360. Without norms nothing else makes a cut good: on digits it gained 1 to 10
-# points with 150 batches, nothing with 470.
+# streams weigh more), nothing with 140 and 210, and cost half a point with 360. Without norms
+# nothing else makes a cut good: on digits it gained 1 to 10 points with 150 batches, nothing with
+# 470.
 _REFIT_BELOW, _BARE_REFIT_BELOW = 100, 400
 
 
