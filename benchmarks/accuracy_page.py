@@ -81,7 +81,6 @@ def document(all_cells: Sequence[Cell], outcomes: Outcomes) -> str:
     )
 
 
-_AMOUNTS = ("images", "seconds", "cpu_seconds")
 _QUIET = 0.95  # of a core: who had less waited for others, and took longer by the clock
 
 
@@ -129,7 +128,7 @@ def rows(all_cells: Sequence[Cell], outcomes: Outcomes) -> list[tuple[str, ...]]
             continue
         tops = [shown.by_seed[seed]["accuracy"] for seed in seeds]
         shares = [shown.mean(key, seeds) for key in ("flops_kept", "params_kept")]
-        amounts = [shown.mean(key, seeds) for key in _AMOUNTS]
+        amounts = [shown.mean(key, seeds) for key in ("images", "seconds", "cpu_seconds")]
         table.append(
             (
                 *(*begin, count),
